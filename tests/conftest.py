@@ -1,0 +1,40 @@
+"""What all tests share: the place of outside data, and small models made once per run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def outside_data() -> Path:
+    """The directory of real models and corpora; tests that use it are skipped where there is none."""
+    place = os.environ.get("M3BUILD_TEST_DATA")
+    if not place:
+        pytest.skip("needs real data: set M3BUILD_TEST_DATA to a directory with models/stories260K and corpora/")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def stories260k(outside_data: Path) -> Path:
+    """The trained 260K-parameter Llama."""
+    directory = outside_data / "models" / "stories260K"
+    if not directory.is_dir():
+        pytest.skip(f"needs the trained model {directory}")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers directory with a tiny random Llama and a byte-level tokenizer."""
+    from models import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
