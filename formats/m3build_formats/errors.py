@@ -1,7 +1,7 @@
 """Every way in which m3build fails on purpose, each with the exit code that a command ends with.
 
-The codes stand in one table (README, "Exit codes"); a class carries its code so that nothing has to map messages to numbers.
-A message is one or two lines for people: what is wrong, where, and what to do about it.
+The codes stand in one table (README, "Exit codes"); a class carries its code so that nothing has to map
+messages to numbers. A message is one or two lines for people: what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class M3Error(Exception):
 
 
 class UsageError(M3Error):
-    """The command or call cannot be meant this way: a bad option, a missing extra, a path that is not there."""
+    """The command or call cannot be meant this way: a bad option, a missing extra, a path not there."""
 
     exit_code = 2
 

@@ -1,0 +1,1 @@
+"""The command line of m3build: one thin module a command."""

@@ -1,0 +1,44 @@
+"""The summary of a build, for people."""
+
+from __future__ import annotations
+
+from m3build.pipeline.result import CompileResult
+from m3build.plan import in_both_units
+from m3build_formats.info import describe
+
+
+def describe_result(result: CompileResult) -> str:
+    """A dozen lines: what came in, what was made, how exact it is, what it takes on disk, and what was left out."""
+    facts = describe(result.manifest)
+    if not result.changed:
+        return f"{result.bank}: version {result.version} is up to date, nothing to do"
+    lines = [
+        f"{result.bank}: version {result.version}, {facts['documents']:,} documents, {facts['chunks']:,} chunks, {facts['tokens']:,} tokens, "
+        f"{facts['shards']} shard{'s' if facts['shards'] != 1 else ''} in {result.seconds:,.1f} s",
+        f"  encoded     {result.encoded:,} references"
+        + (f", {result.reused:,} reused from the bank" if result.reused else "")
+        + (f", {result.repeated:,} repeated" if result.repeated else ""),
+        f"  duplicates  {facts['duplicates']:,} exact"
+        + (f", {facts['near_duplicates']:,} near" if facts["near_duplicates"] else ""),
+        f"  codec       {codec_line(facts['codec'])}",
+        f"  on disk     {in_both_units(facts['bytes']['total'])}: "
+        + ", ".join(f"{name} {in_both_units(size)}" for name, size in facts["bytes"].items() if name != "total"),
+    ]
+    if facts["empty_documents"]:
+        lines.append(f"  empty       {facts['empty_documents']:,} documents without text")
+    if facts["unsupported_files"]:
+        lines.append(f"  passed over {facts['unsupported_files']:,} files of kinds that are not read")
+    if facts["rejects"]:
+        lines.append(f"  rejected    {facts['rejects']:,} records, listed in the bank:")
+        lines += [f"    {r.source}, {r.where}: {r.reason}" for r in result.rejects]
+        if facts["rejects"] > len(result.rejects):
+            lines.append("    …")
+    return "\n".join(lines)
+
+
+def codec_line(codec: dict[str, object]) -> str:
+    """Spec, bytes and errors of a codec in one line."""
+    text = f"{codec['spec']}, {codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} times smaller than bfloat16"
+    if codec.get("key_error") is not None:
+        text += f", error of keys {codec['key_error']:.3f}, of values {codec['value_error']:.3f}"
+    return text

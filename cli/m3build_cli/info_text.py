@@ -1,0 +1,53 @@
+"""The facts of a bank, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m3build.plan import in_both_units
+
+
+def describe_facts(bank: str, facts: dict[str, Any]) -> str:
+    """About fifteen lines."""
+    model, codec, index = facts["model"], facts["codec"], facts["index"]
+    layers = ", ".join(map(str, model["memory_layers"]))
+    rows = [
+        ("bank", f"{bank}, version {facts['version']} of {facts['created']}, format {facts['format_version']}"),
+        ("digest", f"sha256:{facts['sha256']}"),
+        ("corpus", f"{facts['documents']:,} documents, {facts['characters']:,} characters"),
+        ("chunks", f"{facts['chunks']:,} in {facts['shards']:,} shards, {facts['tokens']:,} tokens"),
+        ("left out", left_out(facts)),
+        ("model", f"{model['name']} ({model['fingerprint'][:12]})"),
+        (
+            "memory",
+            f"layers {layers}; {model['kv_heads']} key-value heads of {model['head_dim']}; "
+            f"{model['sparse_tokens']} of at most {model['reference_tokens']} tokens a head",
+        ),
+        ("codec", f"{codec['spec']}, {codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} times smaller"),
+    ]
+    if codec["key_error"] is not None:
+        rows.append(("error", f"keys {codec['key_error']:.4f}, values {codec['value_error']:.4f} of the variance"))
+    rows += [
+        ("embedder", f"{facts['embedder']['name']}, {facts['embedder']['dim']} dimensions"),
+        ("index", f"{index['type']}, {index['metric']}, {index['vectors']:,} vectors" + recall(index)),
+        ("bytes", in_both_units(facts["bytes"]["total"])),
+    ]
+    rows += [("", f"{in_both_units(size):>24}  {name}") for name, size in facts["bytes"].items() if name != "total"]
+    return "\n".join(f"{name:<9} {text}" for name, text in rows)
+
+
+def left_out(facts: dict[str, Any]) -> str:
+    """Everything of the input that did not become a row, by reason."""
+    parts = [
+        (facts["duplicates"], "duplicates"),
+        (facts["near_duplicates"], "near-duplicates"),
+        (facts["empty_documents"], "empty documents"),
+        (facts["rejects"], "rejects"),
+        (facts["unsupported_files"], "files of other kinds"),
+    ]
+    return ", ".join(f"{count:,} {name}" for count, name in parts if count) or "nothing"
+
+
+def recall(index: dict[str, Any]) -> str:
+    """Recall of an approximate index, if measured."""
+    return f", recall@10 {index['recall']:.3f}" if index.get("recall") is not None else ""

@@ -1,0 +1,145 @@
+"""The ``m3build`` command: finds the command's module, runs it, and turns every failure into a message and its exit code.
+
+Modules of commands are imported only when called, so that ``m3build info`` starts without torch, transformers, faiss or pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import tomllib
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from m3build_formats.errors import M3Error, UsageError
+
+COMMANDS = {
+    "compile": "Compile sources into a bank, or bring a bank up to date.",
+    "info": "What a bank holds and what it was made with.",
+    "show": "One chunk: text, sources, kept tokens.",
+    "search": "Find chunks by text.",
+    "verify": "Check that a bank is what its manifest says.",
+}
+INTERRUPTED, TERMINATED, BUG = 130, 143, 1
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that nothing on the way out takes it for a failure of its own."""
+
+
+class Commands(click.Group):
+    """Commands by name, each in a module of its own that is imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order a new user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"m3build_cli.{cmd_name}_command").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``--help``, without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        from m3build_formats.layout import FORMAT_VERSION
+
+        click.echo(f"m3build {version('m3build')} (bank format {FORMAT_VERSION})")
+        ctx.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version and exit.")
+@click.option("--debug", is_flag=True, help="Print a traceback with every error.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read options from this TOML file, one table a command.  [default: m3build.toml, if there]",
+)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, config: Path | None) -> None:
+    """Compile text corpora into banks of Memory³ explicit memories, and look into them.
+
+    \b
+    Example:
+      m3build compile corpus/ -o bank/ --model path/to/model
+      m3build search bank/ "a question"
+    """
+    chosen = config or Path("m3build.toml")
+    if config is not None or chosen.is_file():
+        ctx.default_map = _read_config(chosen)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Tables of options, ``memory-layers`` and ``memory_layers`` alike. Raises UsageError for bad TOML or an unknown table."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    for name, table in tables.items():
+        if name not in COMMANDS or not isinstance(table, dict):
+            raise UsageError(f"{path}: [{name}] is not a table named after a command ({', '.join(COMMANDS)})")
+        command = cli.get_command(click.Context(cli), name)
+        known = {p.name for p in command.params} if command else set()
+        if unknown := sorted(key for key in table if key.replace("-", "_") not in known):
+            raise UsageError(f"{path}: [{name}] knows no option {', '.join(unknown)}")
+    return {n: {k.replace("-", "_"): v for k, v in t.items()} for n, t in tables.items()}
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script: never returns, ends with the exit code of what happened."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = cli.main(args=given, prog_name="m3build", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.Abort:
+        _end("interrupted: run the same command again to go on", INTERRUPTED, debug)
+    except KeyboardInterrupt:
+        _end("interrupted: run the same command again to go on", INTERRUPTED, debug)
+    except Terminated:
+        _end("terminated: run the same command again to go on", TERMINATED, debug)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(error.exit_code)
+    except M3Error as error:
+        _end(str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        # The reader of our output has gone (``m3build show … | head``): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _end("out of memory: lower --batch-tokens or --shard-chunks, or use a larger machine", 6, debug)
+    except OSError as error:
+        _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 6, debug)
+    except Exception as error:  # noqa: BLE001 - the outermost place: whatever else comes here is a bug and says so
+        _end(f"a bug in m3build: {type(error).__name__}: {error}. Run again with --debug for a traceback", BUG, debug)
+
+
+def _end(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"m3build: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,39 @@
+"""What the commands share: their common options, and JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def bank_argument(function: F) -> F:
+    """BANK, a directory."""
+    return click.argument("bank", type=click.Path(path_type=Path))(function)
+
+
+def version_option(function: F) -> F:
+    """``--at N``: an older version instead of the current one."""
+    return click.option("--at", "version", type=click.IntRange(min=1), metavar="VERSION", help="Look at this version, not the current one.")(
+        function
+    )
+
+
+def json_option(function: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(function)
+
+
+def print_json(value: object) -> None:
+    """One JSON document, keys as they come, any text as it is."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def count(number: int | float) -> str:
+    """A number for people: ``12,345``."""
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.4g}"

@@ -1,0 +1,112 @@
+"""Progress for people, on standard error: a bar with rate and time left on a terminal, else one line every few seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Never, TextIO
+
+from m3build.progress import Progress, Stage
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5.0
+BYTE_UNITS = {"bytes": "B"}
+
+
+class TerminalProgress:
+    """A tqdm bar a stage; notes go above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
+        """A bar with count, rate and time left; it stays on the screen when the stage is done."""
+        from tqdm import tqdm
+
+        in_bytes = unit in BYTE_UNITS
+        with tqdm(
+            total=total,
+            desc=f"{name:<12}",
+            unit=BYTE_UNITS.get(unit, f" {unit}"),
+            unit_scale=in_bytes,
+            unit_divisor=1000,
+            file=self._stream,
+            dynamic_ncols=True,
+            mininterval=0.2,
+        ) as bar:
+            yield _Bar(bar)
+
+    def note(self, message: str) -> None:
+        """A line above the bar."""
+        from tqdm import tqdm
+
+        tqdm.write(f"note: {message}", file=self._stream)
+
+
+class _Bar:
+    def __init__(self, bar: tqdm[Never]) -> None:
+        self._bar = bar
+
+    def advance(self, amount: int) -> None:
+        """``amount`` more units are done."""
+        self._bar.update(amount)
+
+
+class LineProgress:
+    """A line when a stage begins, every few seconds while it runs, and when it ends: for logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
+        """A stage that prints lines."""
+        stage = _Lines(self._stream, name, total, unit)
+        yield stage
+        stage.say(final=True)
+
+    def note(self, message: str) -> None:
+        """One line."""
+        print(f"note: {message}", file=self._stream, flush=True)
+
+
+class _Lines:
+    def __init__(self, stream: TextIO, name: str, total: int | None, unit: str) -> None:
+        self._stream, self._name, self._total, self._unit = stream, name, total, unit
+        self._done = 0
+        self._began = self._said = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        """``amount`` more units are done; says so if it has been quiet for a while."""
+        self._done += amount
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self.say()
+
+    def say(self, final: bool = False) -> None:
+        """One line with count, rate and time left."""
+        now = time.monotonic()
+        self._said = now
+        rate = self._done / max(now - self._began, 1e-9)
+        of = f" of {self._total:,}" if self._total else ""
+        left = ""
+        if self._total and rate > 0 and not final:
+            left = f", about {(self._total - self._done) / rate:,.0f} s left"
+        ended = ", done" if final else ""
+        print(f"{self._name}: {self._done:,}{of} {self._unit}, {rate:,.0f}/s{left}{ended}", file=self._stream, flush=True)
+
+
+def progress_for(choice: str) -> Progress:
+    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines`` or ``none``."""
+    from m3build.progress import Silent
+
+    if choice == "none":
+        return Silent()
+    if choice == "bar" or (choice == "auto" and sys.stderr.isatty()):
+        return TerminalProgress(sys.stderr)
+    return LineProgress(sys.stderr)
+

@@ -1,0 +1,61 @@
+"""``m3build search``: chunks by text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from m3build_cli.output import bank_argument, json_option, print_json, version_option
+
+SHOWN_CHARACTERS = 300
+
+
+@click.command("search")
+@bank_argument
+@click.argument("query")
+@click.option("-k", "k", type=click.IntRange(min=1), default=5, show_default=True, help="How many chunks.")
+@click.option("--exact", is_flag=True, help="Compare with every vector instead of asking the index.")
+@version_option
+@json_option
+def command(bank: Path, query: str, k: int, exact: bool, version: int | None, as_json: bool) -> None:
+    """Find the chunks that fit QUERY best.
+
+    \b
+    Examples:
+      m3build search bank/ "how do I open a file for writing"
+      m3build search bank/ "how do I open a file for writing" -k 1 --json
+    """
+    from m3build.search import search
+    from m3build_formats.bank import open_bank
+
+    with open_bank(bank, version=version) as files:
+        hits = search(files, [query], k, exact=exact)[0]
+    if as_json:
+        print_json(
+            {
+                "query": query,
+                "hits": [
+                    {
+                        "id": hit.id,
+                        "score": hit.score,
+                        "title": hit.title,
+                        "text": hit.text,
+                        "sources": [
+                            {"document": s.document, "source": s.source, "position": s.position, "start": s.start, "end": s.end}
+                            for s in hit.sources
+                        ],
+                    }
+                    for hit in hits
+                ],
+            }
+        )
+        return
+    if not hits:
+        click.echo("nothing found", err=True)
+    for number, hit in enumerate(hits, 1):
+        first, more = hit.sources[0], len(hit.sources) - 1
+        others = f" and {more:,} more" if more else ""
+        click.secho(f"{number}. {hit.id[:12]}  {hit.score:.2f}  {first.document}, characters {first.start:,} to {first.end:,}{others}", bold=True)
+        text = " ".join(hit.text.split())
+        click.echo("   " + (text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"))

@@ -1,0 +1,54 @@
+"""The facts that `m3build info --json` prints, from the manifest alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m3build_formats.layout import FORMAT_VERSION
+from m3build_formats.manifest import Manifest
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """One JSON object with the counts, sizes in bytes (each file once), model, codec, embedder and index of a
+    version."""
+    sizes = dict.fromkeys(("text", "memories", "codec", "embeddings", "index"), 0)
+    total = 0
+    for kind, entry in manifest.all_files().values():
+        total += entry.bytes
+        kind = "text" if kind in ("chunks", "documents") else kind
+        if kind in sizes:
+            sizes[kind] += entry.bytes
+    model, memory = manifest.model, manifest.memory
+    return {
+        "format_version": FORMAT_VERSION,
+        "version": manifest.version,
+        "sha256": manifest.sha256,
+        "created": manifest.created,
+        "operation": manifest.operation,
+        "documents": manifest.counts["documents"],
+        "chunks": manifest.counts["chunks"],
+        "tokens": manifest.counts["tokens"],
+        "duplicates": manifest.counts["duplicates"],
+        "near_duplicates": manifest.counts["near_duplicates"],
+        "empty_documents": manifest.counts["empty_documents"],
+        "rejects": manifest.counts["rejects"],
+        "unsupported_files": manifest.counts["unsupported_files"],
+        "characters": manifest.counts["characters"],
+        "shards": len(manifest.shards),
+        "bytes": {**sizes, "total": total},
+        "model": {
+            "name": model["name"],
+            "fingerprint": model["fingerprint"],
+            "memory_layers": list(memory["memory_layers"]),
+            "kv_heads": model["kv_heads"],
+            "head_dim": model["head_dim"],
+            "sparse_tokens": memory["sparse_tokens"],
+            "reference_tokens": memory["reference_tokens"],
+        },
+        "codec": {
+            key: manifest.codec[key]
+            for key in ("spec", "bytes_per_vector", "compression", "key_error", "value_error")
+        },
+        "embedder": {key: manifest.embedder[key] for key in ("name", "dim")},
+        "index": {key: manifest.index[key] for key in ("type", "metric", "vectors")},
+    }

@@ -1,0 +1,30 @@
+"""m3build compiles text corpora into banks of Memory³ explicit memories (arXiv 2407.01178).
+
+    import m3build
+    m3build.compile("corpus/", "bank/", model="path-or-hub-id")
+    bank = m3build.open_bank("bank/")
+    hits = bank.search(["a question"], k=5)
+
+Importing this package imports nothing heavy; torch and transformers come in with the first call that needs a model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m3build.api import compile as compile
+    from m3build.bank import Bank as Bank
+    from m3build.bank import open_bank as open_bank
+
+__all__ = ["Bank", "compile", "open_bank"]
+
+_HOMES = {"compile": "m3build.api", "open_bank": "m3build.bank", "Bank": "m3build.bank"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'm3build' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

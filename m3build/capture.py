@@ -1,0 +1,420 @@
+"""Queries, keys and values of chosen layers, taken out of an ordinary transformers forward pass.
+
+Design:
+
+* One implementation for compiling, reading and training. Nothing here switches gradients off; a caller that
+  needs none wraps the call in ``torch.no_grad`` or ``torch.inference_mode``.
+* The model runs its own code. Its attention goes through transformers' ``AttentionInterface``, where this
+  module registers one function (and, in ``AttentionMaskInterface``, the mask that goes with it: registered in
+  the first alone, the mask silently becomes None). That function sees query, key and value after RoPE. Those
+  before RoPE are taken up on the way in, by a wrapper around the modelling module's ``apply_rotary_pos_emb``:
+  this is exact for query/key norms, fused projections and partial rotary alike, which turning the key back is
+  not (0.3 % off in bfloat16).
+* Rows are padded on the right. Under causal attention no token sees what comes after it, so right padding
+  needs no padding mask, and the mask has one form that follows from the padded length alone. That makes a
+  reference's bits independent of its neighbours.
+* The forward pass is left, by an exception that never escapes this module, once the deepest wanted layer has
+  its key and value: that layer's attention, output projection and MLP, later layers and the final norm do not
+  run.
+* What is patched (the config's attention name, the rotary function) is patched while a capture runs and
+  restored after, also after an error; captures count in and out under a lock, so they can overlap in threads.
+  Threads that run the same model plainly meanwhile are served by the implementation that the model had.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from m3build_formats.errors import MismatchError
+
+ATTENTION_NAME = "m3build_capture"
+ROTARY_NAME = "apply_rotary_pos_emb"
+
+# What a modelling module may hand to its attention function without leaving standard causal attention.
+# Anything else that is not None (sinks, position biases, paged caches …) takes part in the logits in a way
+# that the selection rules do not know.
+_STANDARD_ARGUMENTS = frozenset(
+    {
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "position_ids",
+        "return_dict",
+        "sliding_window",
+        "softcap",
+        "use_cache",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCapture:
+    """Queries, keys and values of one layer for a batch of right-padded rows.
+
+    ``query`` (B, Hq, T, d) and ``key`` (B, Hkv, T, d) are before RoPE and after any query/key norm;
+    ``rotated_query`` and ``rotated_key`` are the same after RoPE, as the attention uses them; ``value`` (B,
+    Hkv, T, d). All in the model's dtype. Query head g + h·(Hq/Hkv) shares key-value head h. The logits of the
+    layer are ``softcap(q·k·scaling)``.
+    """
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    rotated_query: torch.Tensor
+    rotated_key: torch.Tensor
+    value: torch.Tensor
+    scaling: float
+    softcap: float | None = None
+    sliding_window: int | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads present in this capture."""
+        return int(self.key.shape[1])
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return int(self.query.shape[1] // self.key.shape[1])
+
+    def rows(self, count: int) -> LayerCapture:
+        """The same capture with the first ``count`` rows only."""
+        if count == self.key.shape[0]:
+            return self
+        return replace(
+            self,
+            query=self.query[:count],
+            key=self.key[:count],
+            rotated_query=self.rotated_query[:count],
+            rotated_key=self.rotated_key[:count],
+            value=self.value[:count],
+        )
+
+    def heads(self, kv_heads: Sequence[int]) -> LayerCapture:
+        """The same capture with these key-value heads only, each with its query heads."""
+        if list(kv_heads) == list(range(self.kv_heads)):
+            return self
+        chosen = torch.tensor(list(kv_heads), device=self.key.device)
+        group = self.group
+        queries = (chosen[:, None] * group + torch.arange(group, device=chosen.device)).flatten()
+        return replace(
+            self,
+            query=self.query.index_select(1, queries),
+            key=self.key.index_select(1, chosen),
+            rotated_query=self.rotated_query.index_select(1, queries),
+            rotated_key=self.rotated_key.index_select(1, chosen),
+            value=self.value.index_select(1, chosen),
+        )
+
+
+Receiver = Callable[[LayerCapture], None]
+_Attended = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class _Done(BaseException):
+    """Leaves the forward pass once everything is captured. Not an Exception, so that modelling code cannot
+    swallow it."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """State of one capture in one thread."""
+
+    wanted: frozenset[int]
+    deepest: int
+    receive: Receiver
+    has_rotary: bool
+    before: tuple[torch.Tensor, torch.Tensor] | None = None
+    after: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+_RUN: ContextVar[_Run | None] = ContextVar("m3build_capture", default=None)
+
+
+def capture(
+    base: torch.nn.Module,
+    input_ids: torch.Tensor | None,
+    layers: Sequence[int],
+    *,
+    attention_mask: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+) -> list[LayerCapture]:
+    """Queries, keys and values of ``layers`` (in ascending order) for token ids (B, T), positions from 0.
+
+    ``base`` is a decoder-only transformers model without its head (``model.base_model``). Rows shorter than T
+    are padded on the right with any valid id and need no ``attention_mask``; one (B, T) is passed on to the
+    model if given. Differentiable.
+
+    Raises MismatchError, naming the model's class, where its attention is not the standard causal kind.
+    """
+    captured: list[LayerCapture] = []
+    capture_each(
+        base, input_ids, layers, captured.append, attention_mask=attention_mask, inputs_embeds=inputs_embeds
+    )
+    return captured
+
+
+def capture_each(
+    base: torch.nn.Module,
+    input_ids: torch.Tensor | None,
+    layers: Sequence[int],
+    receive: Receiver,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+) -> None:
+    """As :func:`capture`, but each layer is handed to ``receive`` as soon as it is there, so that no more
+    than one is held at a time."""
+    if not layers:
+        raise ValueError("no layers to capture")
+    module = sys.modules[type(base).__module__]
+    run = _Run(
+        wanted=frozenset(layers),
+        deepest=max(layers),
+        receive=receive,
+        has_rotary=hasattr(module, ROTARY_NAME),
+    )
+    with _attention_of(base), _rotary_of(module):
+        token = _RUN.set(run)
+        try:
+            base(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                use_cache=False,
+            )
+        except _Done:
+            return
+        finally:
+            _RUN.reset(token)
+    raise MismatchError(
+        f"{type(base).__name__} did not run the attention of layer {run.deepest}"
+        " through transformers' AttentionInterface; m3build cannot take its keys and values."
+    )
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **rest: Any,
+) -> _Attended:
+    """The registered attention function: hands a wanted layer over, then runs the library's own attention."""
+    run = _RUN.get()
+    if run is None:
+        original = _attention_implementation(module)
+        return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
+    layer = getattr(module, "layer_idx", None)
+    _check_standard(module, layer, query, key, value, rest)
+    before, after, run.before, run.after = run.before, run.after, None, None
+    if layer in run.wanted:
+        unrotated = _before_rope(module, run, query, key, before, after)
+        run.receive(
+            LayerCapture(
+                layer=layer,
+                query=unrotated[0],
+                key=unrotated[1],
+                rotated_query=query,
+                rotated_key=key,
+                value=value,
+                scaling=float(query.shape[-1]) ** -0.5 if scaling is None else float(scaling),
+                softcap=rest.get("softcap"),
+                sliding_window=rest.get("sliding_window"),
+            )
+        )
+        del unrotated
+    if layer == run.deepest:
+        raise _Done
+    del before, after
+    attend: Callable[..., _Attended] = sdpa_attention_forward
+    if rest.get("softcap") is not None:
+        # SDPA knows no soft-cap; the modelling module's own eager function does, and adds its mask to the
+        # logits.
+        attend = _eager_attention(module)
+        attention_mask = _additive(attention_mask, query)
+    return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
+
+
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
+    """The registered mask function: SDPA's mask, None (causal by flag) unless a sliding window is shorter
+    than the row."""
+    build: Callable[..., torch.Tensor | None] = sdpa_mask
+    if _RUN.get() is None:
+        build = ALL_MASK_ATTENTION_FUNCTIONS[_original_name(config)]
+    return build(*args, config=config, **kwargs)
+
+
+def _additive(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+    """SDPA's mask (True = attend; None = causal) as one that is added to logits, in the query's dtype."""
+    if mask is None:
+        tokens = query.shape[-2]
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    zero = torch.zeros((), dtype=query.dtype, device=query.device)
+    return torch.where(mask, zero, torch.finfo(query.dtype).min)
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask)
+
+
+def _check_standard(
+    module: torch.nn.Module,
+    layer: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rest: dict[str, Any],
+) -> None:
+    """Refuse attention that the rules of memory3.md do not describe. Raises MismatchError naming the
+    class."""
+    name = type(module).__name__
+    if not isinstance(layer, int):
+        raise MismatchError(
+            f"{name} does not say which layer it is (layer_idx); m3build cannot tell layers apart."
+        )
+    strange = sorted(k for k, v in rest.items() if v is not None and k not in _STANDARD_ARGUMENTS)
+    if strange:
+        raise MismatchError(
+            f"{name} passes {', '.join(strange)} to its attention; m3build knows standard attention only."
+        )
+    if not getattr(module, "is_causal", True) or rest.get("is_causal") is False:
+        raise MismatchError(f"{name} is not causal; memories need a decoder-only model.")
+    if key.shape != value.shape or query.shape[-1] != key.shape[-1] or query.shape[1] % key.shape[1]:
+        raise MismatchError(
+            f"{name} has queries {tuple(query.shape)}, keys {tuple(key.shape)}, values {tuple(value.shape)}"
+            " (batch, heads, tokens, dimensions); m3build needs one head dimension for all three."
+        )
+
+
+def _before_rope(
+    module: torch.nn.Module,
+    run: _Run,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor] | None,
+    after: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query and key as they were before RoPE: what went into the rotary function if its result is what the
+    attention got."""
+    if before is None or after is None:
+        # No rotation happened in this layer. Right for a layer without position encoding and for learned
+        # absolute positions; a model whose rotary function has another name must not slip through.
+        if not run.has_rotary and getattr(getattr(module, "config", None), "rope_parameters", None):
+            raise MismatchError(
+                f"{type(module).__name__} rotates queries and keys in a function that m3build does not know"
+                f" (its module has no {ROTARY_NAME})."
+            )
+        return query, key
+    if after[0] is not query or after[1] is not key:
+        raise MismatchError(
+            f"{type(module).__name__} changes queries or keys between RoPE and attention;"
+            " m3build cannot tell what they were before RoPE."
+        )
+    return before
+
+
+@dataclass(slots=True)
+class _Patch:
+    """One patched place: how many captures rely on it, and what was there before."""
+
+    users: int
+    original: Any
+
+
+_LOCK = threading.RLock()
+_ATTENTION_PATCHES: dict[int, _Patch] = {}
+_ROTARY_PATCHES: dict[str, _Patch] = {}
+
+
+@contextmanager
+def _attention_of(base: torch.nn.Module) -> Iterator[None]:
+    """While inside, the model's attention goes through :func:`_attention`."""
+    config: Any = base.config
+    with _LOCK:
+        patch = _ATTENTION_PATCHES.get(id(config))
+        if patch is None:
+            patch = _ATTENTION_PATCHES[id(config)] = _Patch(0, config._attn_implementation)
+            config._attn_implementation = ATTENTION_NAME
+        patch.users += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            patch.users -= 1
+            if patch.users == 0:
+                config._attn_implementation = patch.original
+                del _ATTENTION_PATCHES[id(config)]
+
+
+@contextmanager
+def _rotary_of(module: ModuleType) -> Iterator[None]:
+    """While inside, the modelling module's rotary function notes what goes in and what comes out, for threads
+    that capture."""
+    original = getattr(module, ROTARY_NAME, None)
+    if original is None:
+        yield
+        return
+    with _LOCK:
+        patch = _ROTARY_PATCHES.get(module.__name__)
+        if patch is None:
+            patch = _ROTARY_PATCHES[module.__name__] = _Patch(0, original)
+            setattr(module, ROTARY_NAME, _noting(original))
+        patch.users += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            patch.users -= 1
+            if patch.users == 0:
+                setattr(module, ROTARY_NAME, patch.original)
+                del _ROTARY_PATCHES[module.__name__]
+
+
+def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_rotary_pos_emb(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rotated = original(q, k, *args, **kwargs)
+        run = _RUN.get()
+        if run is not None:
+            run.before, run.after = (q, k), tuple(rotated)
+        return rotated
+
+    return apply_rotary_pos_emb
+
+
+def _original_name(config: Any) -> str:
+    """The attention implementation that a config has when nothing is captured."""
+    with _LOCK:
+        patch = _ATTENTION_PATCHES.get(id(config))
+        return str(patch.original if patch is not None and patch.original else "sdpa")
+
+
+def _attention_implementation(module: torch.nn.Module) -> Callable[..., _Attended]:
+    """What a thread that does not capture should run while another thread captures from the same model."""
+    name = _original_name(module.config)
+    if name == "eager":
+        return _eager_attention(module)
+    found: Callable[..., _Attended] = ALL_ATTENTION_FUNCTIONS[name]
+    return found
+
+
+def _eager_attention(module: torch.nn.Module) -> Callable[..., _Attended]:
+    """The eager attention of the module's own modelling code."""
+    found: Callable[..., _Attended] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return found

@@ -1,0 +1,118 @@
+"""Which place is the best to cut at.
+
+A window runs from the start of a chunk to the last place where it may end. Kinds of boundary are tried from the strongest to the weakest, and
+each kind only in the last part of the window, so that a strong boundary may leave more of the window unused than a weak one:
+
+| kind | looked for in the last |
+| --- | --- |
+| heading (the highest level) | 1/2 |
+| blank line, page break | 1/2 |
+| end of a sentence | 1/2 |
+| end of a line | 1/3 |
+| clause | 1/4 |
+| white space | 1/4 |
+| between characters of a script that puts no spaces between words | 1/4 |
+| white space | all of it |
+| anywhere but within a character as readers see it | all of it |
+
+Of one kind the last wins, which joins as many short neighbours as fit. A cut right behind a heading is none of the first five: the heading would be
+left hanging. Nor is a blank line or line end behind a colon, which announces what follows.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from m3build.chunking.graphemes import last_boundary, splits_cluster
+from m3build.chunking.sentences import last_clause_end, last_sentence_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from m3build.chunking.outline import Outline
+
+_BLANK_LINE = re.compile(r"[\n\f\u2029](?:(?<!\n)|[^\S\n]*(?=\n))")
+_LINE = re.compile(r"[\n\r\x85\u2028]")
+_JOINT_SEARCH = 32  # characters looked back for a place that does not break the rules below
+_NOT_FIRST = frozenset("、。，．！？；：｡､,.!?;:)]}）］｝」』】》〉〕〗”’…—ー々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ")
+_NOT_LAST = frozenset("([{（［｛「『【《〈〔〖“‘เแโใไເແໂໃໄ")
+
+
+def best_cut(text: str, start: int, end: int, outline: Outline) -> int:
+    """Where a chunk that starts at ``start`` and may reach to ``end`` at most should end: a place in (start, end].
+
+    ``end`` must lie within the text, not at its end. White space around the place is not part of any chunk.
+    """
+    span = end - start
+    half, third, quarter = start + span // 2, end - span // 3, end - span // 4
+    at = outline.best_heading(half, end)
+    if at > half:
+        return at
+    tries: tuple[tuple[Callable[[str, int, int], int], int], ...] = (
+        (_last_blank_line, half),
+        (last_sentence_end, half),
+        (_last_line_end, third),
+        (last_clause_end, quarter),
+        (_last_space, quarter),
+        (_last_joint, quarter),
+        (_last_space, start),
+    )
+    hanging = outline.hanging(start, end)
+    for find, low in tries:
+        at = find(text, low, end)
+        if at > start and not (find not in (_last_space, _last_joint) and hanging[0] < at <= hanging[1]):
+            return at
+    at = last_boundary(text, start, end)
+    return at if at > start else end
+
+
+def _last_blank_line(text: str, low: int, high: int) -> int:
+    return _last_break(_BLANK_LINE, text, low, high)
+
+
+def _last_line_end(text: str, low: int, high: int) -> int:
+    return _last_break(_LINE, text, low, high)
+
+
+def _last_break(pattern: re.Pattern[str], text: str, low: int, high: int) -> int:
+    found = [match.start() for match in pattern.finditer(text, low, min(high + 1, len(text)))]
+    for at in reversed(found):
+        if low < at <= high and text[max(low, at - 8) : at].rstrip()[-1:] not in (":", "："):
+            return at
+    return -1
+
+
+def _last_space(text: str, low: int, high: int) -> int:
+    if text[high].isspace() or text[high - 1].isspace():
+        return high
+    parts = text[low:high].rsplit(None, 1)
+    if len(parts) == 2:
+        return high - len(parts[1])
+    return high - len(parts[0]) if parts and len(parts[0]) < high - low else -1
+
+
+def _last_joint(text: str, low: int, high: int) -> int:
+    """The last place between two characters of which one belongs to a script without spaces, closing marks kept with what they close."""
+    for at in range(high, max(low, high - _JOINT_SEARCH), -1):
+        before, after = text[at - 1], text[at]
+        if (
+            (_is_unspaced(before) or _is_unspaced(after))
+            and after not in _NOT_FIRST
+            and before not in _NOT_LAST
+            and not splits_cluster(text, at, low)
+        ):
+            return at
+    return -1
+
+
+def _is_unspaced(character: str) -> bool:
+    """Thai, Lao, Tibetan, Burmese, Khmer; Han, kana, Yi and the full-width forms."""
+    return (
+        "\u0e00" <= character <= "\u109f"
+        or "\u1780" <= character <= "\u17ff"
+        or "\u2e80" <= character <= "\ua4cf"
+        or "\uf900" <= character <= "\ufaff"
+        or "\ufe30" <= character <= "\uffef"
+        or "\U00020000" <= character <= "\U0003ffff"
+    )

@@ -1,0 +1,89 @@
+"""The model's tokenizer, made fit for encoding references by themselves.
+
+The caller's tokenizer is never changed: truncation, padding and dropout are switched off on a copy. Special tokens that a text spells out ("</s>") are encoded as
+the plain characters that they are there: a document must not be able to put a control token into a memory.
+Only fast tokenizers will do: cutting needs offsets, and a slow one would take the time of the whole compilation.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from m3build.chunking.spelling import Spelling
+from m3build_formats.errors import MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Encoding, Tokenizer
+
+# Text of several kinds, for a first guess of bytes per token and to see whether the tokenizer's tokens spell plain text.
+_SAMPLE = (
+    "A reference is a short piece of text that is turned into one memory. Most of what people write is prose like this, "
+    "in sentences of ten to thirty words.\n\nSome of it is not: lists, tables, numbers such as 3.14 or 2,048, names like "
+    "`read_memory`, and code.\n\n    def cut(document, limit=128):\n        return [chunk for chunk in document]\n"
+)
+
+
+class Encoded(NamedTuple):
+    """Token ids of one text and the offset in characters at which each token ends (non-decreasing)."""
+
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+class Encoder:
+    """Encodes texts by themselves, without special tokens, in the same way whatever else is in the batch."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = _plain_copy(tokenizer)
+        sample = self._tokenizer.encode(_SAMPLE, add_special_tokens=False)
+        self.bytes_per_token = len(_SAMPLE) / max(len(sample.ids), 1)
+        spelling = Spelling(self._tokenizer)
+        self._spelling = spelling if sample.ids and spelling.ends(_SAMPLE, sample.ids) is not None else None
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """One result for each text, in order."""
+        if self._spelling is None:
+            return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        results: list[Encoded | None] = []
+        for text, encoding in zip(
+            texts, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        ):
+            ids = encoding.ids
+            ends = self._spelling.ends(text, ids)
+            results.append(None if ends is None else Encoded(tuple(ids), ends))
+        odd = [index for index, result in enumerate(results) if result is None]
+        encodings = self._tokenizer.encode_batch([texts[index] for index in odd], add_special_tokens=False)
+        for index, encoding in zip(odd, encodings, strict=True):
+            results[index] = _with_offsets(encoding)
+        return [result for result in results if result is not None]
+
+
+def _with_offsets(encoding: Encoding) -> Encoded:
+    """Ids and ends as the tokenizer reports them, made non-decreasing (a token without characters of its own may report 0)."""
+    ends: list[int] = []
+    highest = 0
+    for _, end in encoding.offsets:
+        highest = max(highest, end)
+        ends.append(highest)
+    return Encoded(tuple(encoding.ids), tuple(ends))
+
+
+def _plain_copy(tokenizer: Any) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise MismatchError(
+            f"{type(tokenizer).__name__} is a slow tokenizer written in Python; m3build needs a fast one: "
+            "save it as tokenizer.json (convert it with transformers) beside the model"
+        )
+    settings = json.loads(backend.to_str())
+    settings["truncation"] = settings["padding"] = None
+    if settings["model"].get("dropout"):
+        settings["model"]["dropout"] = None
+    copy: Tokenizer = Tokenizer.from_str(json.dumps(settings))
+    copy.encode_special_tokens = True
+    return copy

@@ -1,0 +1,65 @@
+"""Where sentences and clauses end, in any script, without a model.
+
+Scripts with their own full stop (Chinese, Japanese, Devanagari, Arabic, …) are plain: the sentence ends there, behind quotes and brackets that
+close with it. ``.``, ``!`` and ``?`` end a sentence when white space follows and the next word does not begin with a small letter; a full stop
+not behind an abbreviation, an initial, or the number of a list item either. That also keeps "3.11" and "v2.0.1" whole. An end not seen costs a
+little (the next best boundary is taken), one seen wrongly reads badly, so the rules lean to the former.
+"""
+
+from __future__ import annotations
+
+import re
+
+_CLOSING = r"[\"'”’»›)\]}」』】》〉〕〗）］｝*_`]*"
+_WIDE_STOPS = (
+    "。！？｡．；…‼‽⁇⁈⁉"  # Chinese, Japanese
+    "؟۔।॥։።፧፨။៖។᙮᠃᠉⸮꓿꘎꘏꛳꛷꡶꡷꩝꩞꩟꫰꫱"  # Arabic, Indic, Armenian, Ethiopic, Burmese, Khmer and others
+)
+# Each pattern begins with one set of characters, by which the search skips ahead fast.
+_SENTENCE = re.compile(rf"[.!?{_WIDE_STOPS}](?:(?<![.!?])[.!?{_WIDE_STOPS}]*|(?={_CLOSING}\s)){_CLOSING}")
+_CLAUSE = re.compile(rf"[,;:、，：､،؛፣፤—](?:(?<![,;:])|(?={_CLOSING}\s)){_CLOSING}")
+_WORD_BEFORE = re.compile(r"[\w.&’'-]*\Z")
+_DOTTED = re.compile(r"(?:\w\.)+\w\Z|[^\W\d_]\Z")  # e.g, U.S, and initials
+_NEXT_WORD_AHEAD, _WORD_BEHIND = 64, 16
+_ABBREVIATIONS = frozenset(
+    "al approx apr art aug bzw ca cap cf ch chap co col corp dec dept dr ed eds eg eq eqs esp est et etc ex feb fig figs fr gen gov hon ie inc "
+    "incl jan jr jul jun lt ltd mar max mme mr mrs ms mt no nos nov nr oct op p pp para par ph pl pp prof pt ref refs rep resp rev sec sect sen sep "
+    "sept sgt sr st tab tel u usw v vgl viz vol vols vs z".split()
+)
+
+
+def last_sentence_end(text: str, low: int, high: int) -> int:
+    """The last place in (low, high] where a sentence ends, or -1."""
+    found = [match for match in _SENTENCE.finditer(text, low, _ahead(text, high)) if match.end() <= high]
+    for match in reversed(found):
+        if match.end() > low and _ends_sentence(text, match.start(), match.end()):
+            return match.end()
+    return -1
+
+
+def last_clause_end(text: str, low: int, high: int) -> int:
+    """The last place in (low, high] behind a comma, colon or semicolon, or -1."""
+    ends = [match.end() for match in _CLAUSE.finditer(text, low, _ahead(text, high)) if low < match.end() <= high]
+    return ends[-1] if ends else -1
+
+
+def _ahead(text: str, high: int) -> int:
+    """How far to look so that the stop at ``high`` is seen with the white space behind it."""
+    return min(high + 1, len(text))
+
+
+def _ends_sentence(text: str, stop: int, end: int) -> bool:
+    following = text[end : end + _NEXT_WORD_AHEAD].lstrip()[:1]
+    character = text[stop]
+    if character in _WIDE_STOPS:
+        return not (character in "…．" and (following.islower() or following.isdigit()))
+    if following.islower():
+        return False
+    if character != "." or text[stop - 1 : stop] == ".":
+        return True
+    found = _WORD_BEFORE.search(text, max(0, stop - _WORD_BEHIND), stop)
+    word = found[0] if found else ""
+    if word.isdigit():
+        line = text[max(0, stop - _WORD_BEHIND) : stop - len(word)].rstrip(" \t")
+        return not (line.endswith("\n") or stop - len(word) == 0)
+    return not (word.lower() in _ABBREVIATIONS or _DOTTED.match(word))

@@ -1,0 +1,1 @@
+"""Codecs: how key and value vectors become the codes of a bank, and back."""

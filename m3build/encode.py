@@ -1,0 +1,239 @@
+"""References in, explicit memories out: batches of token ids through the model, kept keys and values of every
+memory head.
+
+A reference's memory must be the same bits whatever it is encoded together with, on however many threads, so
+that a bank does not depend on how it was built. On a CPU that takes four things, each seen to matter:
+
+* The padded length follows from the reference's own length alone (another length changes bits by up to 6e-3
+  in bfloat16): the row, BOS included, is padded on the right to a multiple of ``LADDER_STEP``.
+* Rows need no padding mask (see :mod:`m3build.capture`), so there is one form of mask at each length.
+* Each batch runs on one thread, and several batches run at once. Within an operator torch splits elements
+  evenly over its threads, and where a split falls inside a vector register the rest is computed by scalar
+  code, whose exp and tanh differ in the last bit: SiLU over 3, 5, 7 or (for small inputs) 16 threads is not
+  SiLU over one.
+* With every row a multiple of 8 tokens, matrix products keep to one path: MKL has another for blocks with one
+  to three rows left over. ``LEAST_TOKENS`` keeps small batches away from the paths for very few rows.
+
+On a GPU one batch runs at a time, and the promise is a tolerance.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from m3build.capture import LayerCapture, capture_each
+from m3build.model.device import dtype_name
+from m3build.model.load import LoadedModel
+from m3build.selection import get_selector
+from m3build.selection.base import References, Selector
+from m3build_formats.errors import MismatchError, ResourceError
+from m3build_formats.layout import UNUSED_SLOT
+
+LADDER_STEP = 8
+LEAST_TOKENS = 64
+DEFAULT_BATCH_TOKENS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Memories of some references, on the model's device, in the model's number type.
+
+    ``indices`` are those of the references in the sequence that was given. Over the shape's head list (N
+    heads) and its S slots: ``keys`` (after RoPE) and ``values`` (B, N, S, d), ``positions`` uint8 (B, N, S)
+    counted from the reference's first token, ascending, 255 in slots beyond its tokens, where keys and values
+    are zero. ``queries`` (B, memory layers, Hq, Q, d) after RoPE, if they were asked for. ``tokens`` is how
+    many tokens the model ran for this batch, padding included.
+    """
+
+    indices: tuple[int, ...]
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+    queries: torch.Tensor | None
+    tokens: int
+
+
+def padded_length(tokens: int, bos: int) -> int:
+    """Length of the row of a reference of that many tokens after ``bos`` ids of reference BOS."""
+    return -(-(bos + tokens) // LADDER_STEP) * LADDER_STEP
+
+
+class ReferenceEncoder:
+    """Writes the explicit memories of references (Memory³ §3.1 to §3.3) with one model, shape and selection
+    rule.
+
+    ``batch_tokens`` bounds the tokens in flight, padding included (one reference always runs). ``threads`` is
+    how many batches run at once on a CPU: by default torch's own number of threads. ``queries`` asks for that
+    many queries of each reference, evenly spread over its tokens, to measure errors of attention with. None
+    of them changes a bit of a memory.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        selector: Selector | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        threads: int | None = None,
+        queries: int = 0,
+    ) -> None:
+        self._model = model
+        self._shape = model.shape
+        self._selector = selector or get_selector(model.shape.selection)
+        self._batch_tokens = batch_tokens
+        self._threads = max(1, threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
+        self._queries = queries
+
+    def encode(self, references: Sequence[Sequence[int]]) -> Iterator[EncodedBatch]:
+        """Memories of references, given as token ids without the reference BOS, batch by batch in an order
+        that follows from their lengths.
+
+        Raises ResourceError if a batch does not fit into memory, MismatchError if the model yields keys or
+        values that are not finite.
+        """
+        batches = self._batches(references)
+        if self._model.device.type != "cpu":
+            for indices in batches:
+                yield self._encode(references, indices)
+            return
+        with ThreadPoolExecutor(self._threads, "m3build-encode", initializer=_one_thread) as pool:
+            yield from _in_order(
+                pool, self._threads + 1, batches, lambda indices: self._encode(references, indices)
+            )
+
+    def _batches(self, references: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """Indices of each batch: one padded length each, under the budget of one thread; the longest rows
+        first."""
+        bos = len(self._model.reference_bos_ids)
+        lengths: dict[int, list[int]] = {}
+        for index, ids in enumerate(references):
+            if not 1 <= len(ids) <= self._shape.reference_tokens:
+                raise ValueError(
+                    f"reference {index} has {len(ids)} tokens, not 1 to {self._shape.reference_tokens}"
+                )
+            lengths.setdefault(padded_length(len(ids), bos), []).append(index)
+        whole = sum(length * len(indices) for length, indices in lengths.items())
+        # A small input is shared out evenly: how references are batched changes nothing but the time.
+        budget = min(self._batch_tokens, whole) // self._threads
+        batches: list[tuple[int, ...]] = []
+        for length, indices in sorted(lengths.items(), reverse=True):
+            step = max(1, budget // length)
+            batches.extend(tuple(indices[start : start + step]) for start in range(0, len(indices), step))
+        return batches
+
+    def _encode(self, references: Sequence[Sequence[int]], indices: tuple[int, ...]) -> EncodedBatch:
+        try:
+            with torch.no_grad():
+                return self._encode_batch(references, indices)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise self._out_of_memory() from error
+        except RuntimeError as error:
+            # The CPU allocator has no exception of its own.
+            if "allocate memory" in str(error) or "out of memory" in str(error):
+                raise self._out_of_memory() from error
+            raise
+
+    def _out_of_memory(self) -> ResourceError:
+        return ResourceError(
+            f"out of memory on {self._model.device.type} while encoding references;"
+            f" lower --batch-tokens (now {self._batch_tokens})."
+        )
+
+    def _encode_batch(self, references: Sequence[Sequence[int]], indices: tuple[int, ...]) -> EncodedBatch:
+        model, shape = self._model, self._shape
+        bos = model.reference_bos_ids
+        lengths = torch.tensor([len(references[index]) for index in indices])
+        length = padded_length(int(lengths[0]), len(bos))
+        rows = max(len(indices), -(-LEAST_TOKENS // length))
+        ids = torch.zeros(rows, length, dtype=torch.int64)
+        for row, index in enumerate(indices):
+            own = torch.tensor([*bos, *references[index]], dtype=torch.int64)
+            ids[row, : len(own)] = own
+        ids[len(indices) :] = ids[0]
+        ids_there = ids.to(model.device)
+        count = len(indices)
+        places = torch.arange(length)
+        mask = (places >= len(bos)) & (places < (len(bos) + lengths)[:, None])
+        own_rows = References(ids[:count], mask.to(model.device), len(bos))
+        asked = _spread(lengths, self._queries).to(model.device) + len(bos)
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        queries: list[torch.Tensor] = []
+
+        def receive(layer: LayerCapture) -> None:
+            layer = layer.rows(count).heads(shape.heads_of(layer.layer))
+            positions = self._selector.keep(layer, own_rows, shape.sparse_tokens)
+            parts.append(
+                (
+                    take_kept(layer.rotated_key, positions, len(bos)),
+                    take_kept(layer.value, positions, len(bos)),
+                    positions,
+                )
+            )
+
+        def receive_with_queries(layer: LayerCapture) -> None:
+            at = asked[:, None, :, None].expand(-1, layer.query.shape[1], -1, layer.query.shape[3])
+            queries.append(layer.rotated_query[:count].gather(2, at))
+            receive(layer)
+
+        capture_each(
+            model.base, ids_there, shape.memory_layers, receive_with_queries if self._queries else receive
+        )
+        keys, values, positions = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        if not bool(torch.isfinite(keys).all() & torch.isfinite(values).all()):
+            raise MismatchError(
+                f"{model.name} yields keys or values that are not finite in {dtype_name(model.dtype)};"
+                " use --dtype float32 or bfloat16."
+            )
+        return EncodedBatch(
+            indices=indices,
+            keys=keys,
+            values=values,
+            positions=positions,
+            queries=torch.stack(queries, dim=1) if queries else None,
+            tokens=rows * length,
+        )
+
+
+def take_kept(vectors: torch.Tensor, positions: torch.Tensor, first: int) -> torch.Tensor:
+    """Of vectors (B, H, T, d) those at kept positions (B, H, S), counted from column ``first``: (B, H, S, d),
+    zero in unused slots."""
+    unused = positions == UNUSED_SLOT
+    at = (positions.long() + first).masked_fill(unused, 0)
+    kept = vectors.gather(2, at[..., None].expand(-1, -1, -1, vectors.shape[-1]))
+    return kept.masked_fill_(unused[..., None], 0)
+
+
+def _spread(lengths: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` positions evenly over each length: the middles of as many equal parts; int64 (B, count)."""
+    return (2 * torch.arange(count) + 1) * lengths[:, None] // (2 * max(count, 1))
+
+
+def _one_thread() -> None:
+    """In a worker: operators use this thread alone. torch keeps the number per thread, so the caller's own
+    stays as it is."""
+    torch.set_num_threads(1)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    ahead: int,
+    batches: Sequence[tuple[int, ...]],
+    work: Callable[[tuple[int, ...]], EncodedBatch],
+) -> Iterator[EncodedBatch]:
+    """Results in the order of ``batches``, with at most ``ahead`` begun before they are asked for."""
+    pending: deque[Future[EncodedBatch]] = deque()
+    try:
+        for batch in batches:
+            pending.append(pool.submit(work, batch))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

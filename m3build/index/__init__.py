@@ -1,0 +1,26 @@
+"""The FAISS index of a bank, in parts: one file a shard, sharing what was trained once.
+
+``train`` makes the shared ``IndexState``, ``build_part`` a shard's file, ``open_part`` and ``PartedIndex``
+search them.
+"""
+
+from m3build.index.parts import Part, build_part, open_part
+from m3build.index.searching import Found, PartedIndex, exact_search, measure_recall
+from m3build.index.spec import IndexSpec, choose_spec, parse_spec, sample_size
+from m3build.index.state import IndexState, train
+
+__all__ = [
+    "Found",
+    "IndexSpec",
+    "IndexState",
+    "Part",
+    "PartedIndex",
+    "build_part",
+    "choose_spec",
+    "exact_search",
+    "measure_recall",
+    "open_part",
+    "parse_spec",
+    "sample_size",
+    "train",
+]

@@ -1,0 +1,155 @@
+"""Searching the parts of an index as if they were one, and measuring what the approximation loses.
+
+Design choices:
+
+- The coarse centroids are compared with a query once, for all parts.
+- Parts are searched one after the other and merged as they come, so memory does not grow with their number.
+- Equal scores are ordered by part, then row: the same answer on every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from m3build.index.library import load_faiss
+from m3build.index.parts import Part
+from m3build.index.state import Floats, IndexState, coarse_index
+from m3build_formats.errors import CorruptError
+
+NO_ROW = -1
+_EXACT_ROWS = 8192
+# Scores this close are one score: sums in float32 depend on the order that the matrix product takes.
+_TIE = 1e-5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The nearest vectors of n queries, best first. ``scores``: float32 (n, k); ``parts``, ``rows``: int64
+    (n, k); -1 and -inf where there are fewer."""
+
+    scores: Floats
+    parts: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+
+
+class PartedIndex:
+    """All parts of a bank's index with what they share. Thread-safe.
+
+    ``parts``: for each part a function that opens it; it is called at each search, so it should remember what
+    it opened.
+    """
+
+    def __init__(self, state: IndexState, parts: Sequence[Callable[[], Part]]) -> None:
+        self._state = state
+        self._parts = parts
+        self._coarse = coarse_index(state) if state.spec.lists else None
+
+    def search(self, queries: Floats, k: int) -> Found:
+        """The ``k`` nearest vectors of queries, float32 (n, dim), by inner product."""
+        faiss = load_faiss()
+
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        found = _nothing(len(queries))
+        if not len(queries) or k < 1:
+            return found
+        probed = None if self._coarse is None else self._coarse.search(queries, self._state.probes)
+        for number, opener in enumerate(self._parts):
+            part = opener()
+            if not part.rows:
+                continue
+            limit = min(k, part.rows)
+            if probed is not None:
+                nearness, lists = probed
+                scores, rows = part.index.search_preassigned(queries, limit, lists, nearness)
+            elif self._state.spec.storage == "HNSW":
+                # A search that keeps fewer than it wants to return finds less.
+                effort = faiss.SearchParametersHNSW(efSearch=max(64, 2 * limit))
+                scores, rows = part.index.search(queries, limit, params=effort)
+            else:
+                scores, rows = part.index.search(queries, limit)
+            if bool(((rows < NO_ROW) | (rows >= part.rows)).any()):
+                raise CorruptError(
+                    f"index: part {number} names rows that its shard does not have; compile the bank anew"
+                )
+            found = _merge(found, _of_part(scores, rows, number), k)
+        return found
+
+
+def exact_search(parts: Iterable[Iterable[npt.NDArray[np.float16]]], queries: Floats, k: int) -> Found:
+    """The ``k`` nearest of all stored embeddings: parts in order, each as arrays float16 (any, dim). Reads
+    everything, needs no index."""
+    found = _nothing(len(queries))
+    for number, start, scores in _scored(parts, queries):
+        rows = np.broadcast_to(np.arange(start, start + scores.shape[1], dtype=np.int64), scores.shape)
+        found = _merge(found, _of_part(scores, rows, number), k)
+    return found
+
+
+def measure_recall(
+    index: PartedIndex, parts: Iterable[Iterable[npt.NDArray[np.float16]]], queries: Floats, k: int = 10
+) -> float:
+    """The share of the true ``k`` nearest that the index finds, over all queries; 1.0 where there is nothing
+    to find.
+
+    ``parts``: the stored embeddings as for ``exact_search``. A row counts as found when it is among the true
+    ones or ties with the last of them.
+    """
+    approximate = index.search(queries, k)
+    scores_of_found = np.full(approximate.rows.shape, -np.inf, dtype=np.float32)
+    true = _nothing(len(queries))
+    for number, start, scores in _scored(parts, queries):
+        end = start + scores.shape[1]
+        rows = np.broadcast_to(np.arange(start, end, dtype=np.int64), scores.shape)
+        true = _merge(true, _of_part(scores, rows, number), k)
+        here = (approximate.parts == number) & (approximate.rows >= start) & (approximate.rows < end)
+        query, place = np.nonzero(here)
+        scores_of_found[query, place] = scores[query, approximate.rows[query, place] - start]
+    if not true.scores.size:
+        return 1.0
+    worst = true.scores[:, -1:]
+    return float((scores_of_found >= worst - _TIE * np.abs(worst)).sum() / true.scores.size)
+
+
+def _scored(
+    parts: Iterable[Iterable[npt.NDArray[np.float16]]], queries: Floats
+) -> Iterator[tuple[int, int, Floats]]:
+    """Part, first row and scores (n, rows) of every block of stored embeddings."""
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    for number, arrays in enumerate(parts):
+        start = 0
+        for array in arrays:
+            for first in range(0, len(array), _EXACT_ROWS):
+                block = array[first : first + _EXACT_ROWS].astype(np.float32)
+                yield number, start, queries @ block.T
+                start += len(block)
+
+
+def _nothing(queries: int) -> Found:
+    empty = np.zeros((queries, 0), dtype=np.int64)
+    return Found(np.zeros((queries, 0), dtype=np.float32), empty, empty)
+
+
+def _of_part(scores: Floats, rows: npt.NDArray[np.int64], part: int) -> Found:
+    missing = rows == NO_ROW
+    return Found(
+        np.where(missing, np.float32(-np.inf), scores).astype(np.float32),
+        np.where(missing, NO_ROW, part).astype(np.int64),
+        rows.astype(np.int64),
+    )
+
+
+def _merge(one: Found, other: Found, k: int) -> Found:
+    """The best ``k`` of two results, in order of falling score, then part, then row."""
+    scores = np.concatenate([one.scores, other.scores], axis=1)
+    parts = np.concatenate([one.parts, other.parts], axis=1)
+    rows = np.concatenate([one.rows, other.rows], axis=1)
+    order = np.lexsort((rows, parts, -scores), axis=1)[:, :k]
+    return Found(
+        np.take_along_axis(scores, order, 1),
+        np.take_along_axis(parts, order, 1),
+        np.take_along_axis(rows, order, 1),
+    )

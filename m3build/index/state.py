@@ -1,0 +1,243 @@
+"""What all parts of an index share, as plain arrays: the coarse centroids, the quantizer's tables and how
+many lists to probe.
+
+Design choices:
+
+- FAISS trains, but nothing trained lives in a FAISS file: the arrays are kept with the embedder, so an
+  incremental build fills new parts with the same centroids, and every index file can be rebuilt from
+  embeddings and these arrays.
+- Inverted lists hold vectors themselves, not residuals: a part can then be searched without its centroids,
+  which are not repeated in each of thousands of parts.
+- Training runs on one thread with FAISS's fixed seed, and takes the first vectors of the sample as it is
+  given: same sample, same bytes.
+- A sample too small for what was asked makes a smaller index, never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m3build.index.library import load_faiss, one_thread
+from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse_spec, sample_size
+from m3build_formats.errors import CorruptError, UsageError
+
+METRIC = "inner_product"
+PROBE_RECALL = 0.95
+PROBE_NEIGHBOURS = 10
+PROBE_QUERIES = 256
+_MAX_DIM = 65_536
+_KMEANS_ITERATIONS = 10
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexState:
+    """A trained index without any vector.
+
+    ``centroids``: float32 (lists, dim), or (0, dim) without IVF; ``tables``: float32 (any,), FAISS's trained
+    values of SQ8 (minima, then widths, dim each) or of PQ (part, centroid, dimension), empty for the others;
+    ``probes``: lists searched per query, 0 without IVF.
+    """
+
+    spec: IndexSpec
+    dim: int
+    probes: int
+    centroids: Floats
+    tables: Floats
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Named arrays (formats/SPEC.md, "Embedder arrays")."""
+        return {
+            "index.spec": np.frombuffer(str(self.spec).encode(), dtype=np.uint8),
+            "index.shape": np.array([self.dim, self.probes], dtype=np.int64),
+            "index.centroids": self.centroids,
+            "index.tables": self.tables,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> IndexState:
+        """The state that ``to_arrays`` described. Raises CorruptError if the arrays cannot have come from
+        it."""
+        wanted: tuple[tuple[str, type[np.generic], int], ...] = (
+            ("index.spec", np.uint8, 1),
+            ("index.shape", np.int64, 1),
+            ("index.centroids", np.float32, 2),
+            ("index.tables", np.float32, 1),
+        )
+        for name, dtype, dimensions in wanted:
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.ndim != dimensions:
+                found = "missing" if array is None else f"{array.dtype} with {array.ndim} dimensions"
+                raise CorruptError(
+                    f"index: the array {name} is {found}, expected {np.dtype(dtype)} with {dimensions}"
+                )
+        try:
+            spec = parse_spec(arrays["index.spec"].tobytes()[:64].decode("ascii"))
+        except (UsageError, UnicodeDecodeError) as problem:
+            raise CorruptError(f"index: index.spec: {problem}") from problem
+        shape = arrays["index.shape"].tolist()
+        if (
+            len(shape) != 2
+            or not 1 <= shape[0] <= _MAX_DIM
+            or not (1 <= shape[1] <= spec.lists if spec.lists else shape[1] == 0)
+        ):
+            raise CorruptError(f"index: index.shape {shape} does not fit {spec}")
+        dim, probes = shape
+        centroids = np.ascontiguousarray(arrays["index.centroids"], dtype=np.float32)
+        tables = np.ascontiguousarray(arrays["index.tables"], dtype=np.float32)
+        if spec.storage == "PQ" and dim % spec.m:
+            raise CorruptError(f"index: {spec} cannot divide {dim} dimensions into {spec.m} parts")
+        if centroids.shape != (spec.lists, dim) or len(tables) != _table_size(spec, dim):
+            raise CorruptError(
+                f"index: index.centroids {list(centroids.shape)} or index.tables {list(tables.shape)} do not "
+                f"fit {spec} with {dim} dimensions"
+            )
+        if not (np.isfinite(centroids).all() and np.isfinite(tables).all()):
+            raise CorruptError("index: index.centroids or index.tables hold values that are not finite")
+        return cls(spec, dim, probes, centroids, tables)
+
+    def facts(self) -> dict[str, object]:
+        """What a manifest says about the index, apart from the number of vectors and the recall."""
+        return {"type": str(self.spec), "metric": METRIC, "probes": self.probes}
+
+
+def train(
+    spec: str,
+    vectors: int,
+    sample: npt.NDArray[np.float16],
+    queries: Floats | None = None,
+    *,
+    probe_recall: float = PROBE_RECALL,
+) -> IndexState:
+    """Train what the parts of an index share.
+
+    ``spec``: ``auto`` or an allowed factory string; ``vectors``: how many the bank has; ``sample``: float16
+    (n, dim), n = 0 included, drawn uniformly, in an order that depends on the texts alone, at most
+    ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32 (q, dim), what searches
+    will look like (the last of the sample if None); with IVF the fewest lists (a power of two) are probed
+    that find ``probe_recall`` of the true ten nearest sample vectors. Raises UsageError for a spec that is
+    not allowed or does not fit the dimensions.
+    """
+    faiss = load_faiss()
+
+    chosen = choose_spec(spec, vectors)
+    dim = sample.shape[1]
+    if chosen.storage == "PQ" and dim % chosen.m:
+        raise UsageError(f"index {chosen}: {dim} dimensions cannot be divided into {chosen.m} equal parts")
+    sample = sample[: sample_size(chosen)]
+    chosen = _shrink(chosen, len(sample))
+    data = sample.astype(np.float32)
+    centroids, tables = np.zeros((0, dim), np.float32), np.zeros(0, np.float32)
+    with one_thread():
+        if chosen.lists:
+            clustering = faiss.Clustering(dim, chosen.lists)
+            clustering.niter = _KMEANS_ITERATIONS
+            clustering.spherical = True
+            clustering.min_points_per_centroid = 1
+            clustering.max_points_per_centroid = max(1, len(data))
+            clustering.train(data, faiss.IndexFlatIP(dim))
+            centroids = faiss.vector_to_array(clustering.centroids).reshape(chosen.lists, dim).copy()
+        if chosen.storage == "SQ8":
+            scalar = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit)
+            scalar.train(data)
+            tables = faiss.vector_to_array(scalar.trained).copy()
+        elif chosen.storage == "PQ":
+            product = faiss.ProductQuantizer(dim, chosen.m, PQ_BITS)
+            product.train(data)
+            tables = faiss.vector_to_array(product.centroids).copy()
+    state = IndexState(chosen, dim, chosen.lists, centroids, tables)
+    if not chosen.lists:
+        return state
+    if queries is None:
+        held_out = min(PROBE_QUERIES, len(data) // 4)
+        data, queries = data[:-held_out], data[-held_out:]
+    return replace(state, probes=_choose_probes(state, data, queries[:PROBE_QUERIES], probe_recall))
+
+
+def empty_index(state: IndexState) -> Any:
+    """A FAISS index with the state's tables, its coarse centroids (if any) and no vector."""
+    faiss = load_faiss()
+
+    spec, dim = state.spec, state.dim
+    metric = faiss.METRIC_INNER_PRODUCT
+    kinds = {"SQfp16": faiss.ScalarQuantizer.QT_fp16, "SQ8": faiss.ScalarQuantizer.QT_8bit}
+    index: Any
+    if spec.storage == "HNSW":
+        return faiss.IndexHNSWFlat(dim, spec.m, metric)
+    if not spec.lists:
+        if spec.storage == "Flat":
+            return faiss.IndexFlatIP(dim)
+        index = faiss.IndexScalarQuantizer(dim, kinds[spec.storage], metric)
+    else:
+        coarse = coarse_index(state)
+        if spec.storage == "Flat":
+            index = faiss.IndexIVFFlat(coarse, dim, spec.lists, metric)
+        elif spec.storage == "PQ":
+            index = faiss.IndexIVFPQ(coarse, dim, spec.lists, spec.m, PQ_BITS, metric)
+            faiss.copy_array_to_vector(state.tables, index.pq.centroids)
+        else:
+            index = faiss.IndexIVFScalarQuantizer(coarse, dim, spec.lists, kinds[spec.storage], metric, False)
+        index.by_residual = False
+        index.nprobe = state.probes
+    if spec.storage == "SQ8":
+        faiss.copy_array_to_vector(state.tables, index.sq.trained)
+    index.is_trained = True
+    return index
+
+
+def coarse_index(state: IndexState) -> Any:
+    """The coarse centroids as an exact FAISS index."""
+    faiss = load_faiss()
+
+    coarse = faiss.IndexFlatIP(state.dim)
+    coarse.add(state.centroids)
+    return coarse
+
+
+def _table_size(spec: IndexSpec, dim: int) -> int:
+    return {"SQ8": 2 * dim, "PQ": dim << PQ_BITS}.get(spec.storage, 0)
+
+
+def _shrink(spec: IndexSpec, sample: int) -> IndexSpec:
+    """The largest index of the kind that so many training vectors allow."""
+    if spec.storage == "PQ" and sample < PQ_SAMPLE:
+        spec = replace(spec, storage="SQfp16", m=0)
+    if spec.storage == "SQ8" and not sample:
+        spec = replace(spec, storage="SQfp16")
+    return replace(spec, lists=min(spec.lists, sample // 4))
+
+
+def _choose_probes(state: IndexState, data: Floats, queries: Floats, wanted: float) -> int:
+    """The smallest power of two of probed lists that finds ``wanted`` of the nearest sample vectors; all
+    lists if none does."""
+    faiss = load_faiss()
+
+    neighbours = min(PROBE_NEIGHBOURS, len(data))
+    if not len(queries):
+        return state.spec.lists
+    with one_thread():
+        exact = faiss.IndexFlatIP(state.dim)
+        exact.add(data)
+        true_scores, _ = exact.search(queries, neighbours)
+        plain = faiss.IndexIVFFlat(
+            coarse_index(state), state.dim, state.spec.lists, faiss.METRIC_INNER_PRODUCT
+        )
+        plain.is_trained = True
+        plain.add(data)
+        probes = 1
+        while probes < state.spec.lists:
+            plain.nprobe = probes
+            scores, _ = plain.search(queries, neighbours)
+            # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
+            # rounding of a sum.
+            margin = 1e-5 * np.abs(true_scores[:, -1:])
+            if float((scores >= true_scores[:, -1:] - margin).mean()) >= wanted:
+                return probes
+            probes *= 2
+    return state.spec.lists

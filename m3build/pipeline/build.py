@@ -1,0 +1,302 @@
+"""``compile``: makes a bank equal to its sources, one stage after the other.
+
+Everything that is finished on the way is either a data file named by its content or an entry in the ledger under ``build/``, so that a build that is stopped
+goes on where it was. The version is committed last; until then the bank is what it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from m3build.chunking import ChunkOptions, Chunker, NearDuplicates
+from m3build.config import CompileOptions, RunOptions, Settings, parse_reject_limit, resolve
+from m3build.corpus import SourceFile, discover, spool_standard_input
+from m3build.model import LoadedModel, load_model
+from m3build.pipeline.codec_stage import PreparedCodec, memory_key, prepare_codec
+from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
+from m3build.pipeline.ledger import Ledger, piece_key
+from m3build.pipeline.libraries import library_versions
+from m3build.pipeline.memory_stage import MemoryWriter, OldMemories
+from m3build.pipeline.places import Places
+from m3build.pipeline.result import CompileResult
+from m3build.pipeline.retrieval_stage import PreparedRetrieval, prepare_retrieval
+from m3build.pipeline.settings import shape_request, source_options
+from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
+from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_recall
+from m3build.pipeline.watch import Watch
+from m3build.progress import Progress, Silent
+from m3build.records import Reject
+from m3build_formats.commit import BankWriter
+from m3build_formats.errors import InputError, MismatchError, UsageError
+from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, ShardEntry, VersionContents
+from m3build_formats.open_bank import BankFiles
+from m3build_formats.rejects_file import RejectRow, write_rejects
+
+SHOWN_REJECTS = 5
+STANDARD_INPUT = "-"
+
+
+def compile_bank(
+    sources: Sequence[str],
+    bank: str | os.PathLike[str],
+    options: CompileOptions,
+    run: RunOptions,
+    progress: Progress | None = None,
+    standard_input: BinaryIO | None = None,
+) -> CompileResult:
+    """Compile ``sources`` into ``bank``.
+
+    Raises InputError (nothing to compile, too many rejects), MismatchError (options or model differ from the bank's), UsageError, ResourceError, BusyError,
+    CorruptError; OSError and MemoryError where the machine fails outside the bank's files.
+    """
+    watch = Watch(progress or Silent())
+    limit = parse_reject_limit(run.max_rejects)
+    with BankWriter(bank) as writer, ExitStack() as stack:
+        old = writer.current()
+        settings = resolve(options, old.sources.get("settings") if old else None, run.rebuild)
+        build = writer.build_directory
+        ledger = Ledger(build / "ledger")
+        files, found = _find(sources, build, standard_input)
+        model = _load(settings, run)
+        model_facts = model.record()
+        if old is not None and not run.rebuild:
+            _refuse_other_model(old, model_facts, settings.model)
+        chunker = Chunker(model.tokenizer, ChunkOptions(model.shape.reference_tokens, settings.title))
+        corpus = chunk_corpus(
+            files, found, source_options(settings), chunker, _chunk_shape(model, chunker), limit, build / "pieces", ledger, watch
+        )
+        near = None
+        if settings.near_duplicates:
+            near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
+        sharded = shard_corpus(
+            corpus.documents(),
+            settings.shard_chunks,
+            near.is_duplicate if near else None,
+            corpus.gate,
+            writer.data,
+            build / "shards",
+            corpus.counts["documents"],
+            watch,
+        )
+        stack.enter_context(closing(sharded.places))
+        counts = _counts(corpus, sharded)
+        if not counts["chunks"]:
+            raise InputError("nothing to compile: the documents hold no text that the tokenizer has tokens for")
+        if old is not None and not run.allow_shrink and 2 * counts["documents"] < old.counts["documents"]:
+            raise InputError(
+                f"the sources hold {counts['documents']:,} documents, the bank {old.counts['documents']:,}: "
+                "if over half of them are really gone, say --allow-shrink"
+            )
+        codec = prepare_codec(
+            settings, run, old if not run.rebuild else None, Path(bank), model, sharded, writer.data, ledger, watch
+        )
+        retrieval = prepare_retrieval(
+            settings, run, old if not run.rebuild else None, Path(bank), sharded, writer.data, watch
+        )
+        code_key = _code_key(model, model_facts, codec)
+        memories = MemoryWriter(
+            codec.row_encoder(model, run.batch_tokens),
+            codec.row_bytes,
+            code_key,
+            sharded.places,
+            _old_memories(old, code_key, writer, build, stack),
+            writer.data,
+            build / "shards",
+            ledger,
+        )
+        shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, watch)
+        contents = VersionContents(
+            operation="compile",
+            counts=counts,
+            sources={"settings": settings.to_json(), "files": len(files)},
+            chunker={**chunker.describe(), "near_duplicates": settings.near_duplicates, "shard_chunks": settings.shard_chunks},
+            model=model_facts,
+            memory=_memory_facts(model),
+            codec=codec.facts,
+            embedder=retrieval.embedder.facts(),
+            index={
+                **retrieval.state.facts(),
+                "vectors": counts["chunks"],
+                "recall": index_recall(
+                    retrieval.state,
+                    retrieval.embedder,
+                    list(zip(sharded.shards, vectors, strict=True)),
+                    sharded.places,
+                    writer.data.path,
+                ),
+            },
+            libraries=library_versions(),
+            code_key=code_key,
+            row_codes_bytes=codec.codec.row_bytes,
+            row_positions_bytes=codec.row_bytes - codec.codec.row_bytes,
+            shards=tuple(shards),
+            files=BankFileEntries(
+                codec=codec.file,
+                embedder=retrieval.file,
+                rejects=_write_rejects(corpus, sharded, ledger, writer),
+                eval=None,
+            ),
+        )
+        changed = old is None or not _same(old, contents)
+        manifest = writer.commit(contents, old) if changed or old is None else old
+        sharded.places.close()
+    shutil.rmtree(build, ignore_errors=True)
+    return CompileResult(
+        bank=os.fspath(bank),
+        manifest=manifest,
+        changed=changed,
+        encoded=memories.counts["encoded"],
+        reused=memories.counts["reused"],
+        repeated=memories.counts["repeated"],
+        stages=tuple(watch.stages),
+        rejects=tuple((*corpus.gate.first,))[:SHOWN_REJECTS],
+        notes=tuple(watch.notes),
+        seconds=watch.seconds,
+    )
+
+
+def _find(
+    sources: Sequence[str], build: Path, standard_input: BinaryIO | None
+) -> tuple[list[SourceFile], list[Reject]]:
+    spooled = None
+    if STANDARD_INPUT in sources:
+        if standard_input is None:
+            raise UsageError("- reads standard input, and this call has none")
+        spooled = spool_standard_input(standard_input, build)
+    found: list[Reject] = []
+    return discover(sources, found.append, standard_input=spooled), found
+
+
+def _load(settings: Settings, run: RunOptions) -> LoadedModel:
+    return load_model(
+        settings.model, shape_request(settings), device=run.device, dtype=settings.dtype, trust_remote_code=run.trust_remote_code
+    )
+
+
+def _refuse_other_model(old: Manifest, facts: dict[str, Any], name: str) -> None:
+    for key, what in (
+        ("fingerprint", "another model"),
+        ("rope", "other RoPE settings"),
+        ("reference_bos_ids", "another reference BOS"),
+        ("dtype", "another dtype"),
+    ):
+        if old.model.get(key) != facts[key]:
+            raise MismatchError(
+                f"the bank was built with {what} ({old.model['name']}, {key} {str(old.model.get(key))[:40]}; "
+                f"{name} has {str(facts[key])[:40]}). Name the same model, or build anew with --rebuild"
+            )
+
+
+def _chunk_shape(model: LoadedModel, chunker: Chunker) -> dict[str, Any]:
+    tokenizer: str = model.tokenizer.backend_tokenizer.to_str()
+    return {"tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(), "chunker": chunker.describe()}
+
+
+def _counts(corpus: ChunkedCorpus, sharded: ShardedCorpus) -> dict[str, int]:
+    read, cut = corpus.counts, sharded.counts
+    return {
+        "documents": cut.get("documents", 0),
+        "chunks": cut.get("chunks", 0),
+        "tokens": cut.get("tokens", 0),
+        "characters": cut.get("characters", 0),
+        "duplicates": cut["duplicates"],
+        "near_duplicates": cut.get("near_duplicates", 0),
+        "empty_documents": read.get("empty_documents", 0),
+        "rejects": read.get("rejects", 0) + cut.get("rejects", 0),
+        "unsupported_files": read.get("unsupported_files", 0),
+    }
+
+
+def _code_key(model: LoadedModel, facts: dict[str, Any], codec: PreparedCodec) -> str:
+    return piece_key(
+        "code",
+        {
+            **memory_key(model, facts["fingerprint"]),
+            "codec": codec.file.sha256 if codec.file else str(codec.codec.spec),
+        },
+    )
+
+
+def _memory_facts(model: LoadedModel) -> dict[str, Any]:
+    record = model.shape.record()
+    record["memory_heads"] = [list(model.shape.heads_of(layer)) for layer in model.shape.memory_layers]
+    return record
+
+
+def _old_memories(
+    old: Manifest | None, code_key: str, writer: BankWriter, build: Path, stack: ExitStack
+) -> OldMemories | None:
+    """What may be copied from the current version, which is something only if its code key is this build's."""
+    if old is None or old.code_key != code_key:
+        return None
+    places = stack.enter_context(closing(Places(build / "old-places.sqlite")))
+    with BankFiles(writer.path, old) as files:
+        for number, shard in enumerate(files.shards):
+            places.add(number, (key.tobytes() for block in shard.chunk_ids() for key in block))
+    return OldMemories(old, places, writer.data)
+
+
+def _write_shards(
+    sharded: ShardedCorpus,
+    memories: MemoryWriter,
+    retrieval: PreparedRetrieval,
+    old: Manifest | None,
+    writer: BankWriter,
+    ledger: Ledger,
+    watch: Watch,
+) -> tuple[list[ShardEntry], list[ShardVectors]]:
+    rows = sum(shard.rows for shard in sharded.shards)
+    same_embedder = old is not None and old.files.embedder is not None and old.files.embedder.sha256 == retrieval.file.sha256
+    vectors_writer = VectorWriter(
+        retrieval.embedder,
+        retrieval.state,
+        {"embedder": retrieval.file.sha256},
+        {s.chunks.sha256: ShardVectors(s.embeddings, s.index) for s in old.shards} if old and same_embedder else {},
+        writer.data,
+        ledger,
+    )
+    with watch.stage("encode", rows, "references") as stage:
+        written = [memories.write(shard, stage) for shard in sharded.shards]
+    with watch.stage("embed", rows, "chunks") as stage:
+        vectors = [vectors_writer.write(shard, stage) for shard in sharded.shards]
+    entries = [
+        ShardEntry(
+            rows=shard.rows,
+            documents=shard.document_rows,
+            chunks=shard.chunks,
+            documents_file=shard.documents,
+            memories=memory,
+            embeddings=vector.embeddings,
+            index=vector.index,
+        )
+        for shard, memory, vector in zip(sharded.shards, written, vectors, strict=True)
+    ]
+    return entries, vectors
+
+
+def _write_rejects(
+    corpus: ChunkedCorpus, sharded: ShardedCorpus, ledger: Ledger, writer: BankWriter
+) -> FileEntry | None:
+    def rows() -> Iterator[RejectRow]:
+        for reject in (*corpus.rejects(ledger), *sharded.rejects):
+            yield RejectRow(reject.source, reject.where, reject.reason, reject.kind)
+
+    if next(rows(), None) is None:
+        return None
+    return write_rejects(writer, rows())
+
+
+def _same(old: Manifest, new: VersionContents) -> bool:
+    """Whether the sources and options gave the version that is there already; library versions alone make no new one."""
+
+    def shaped(version: VersionContents) -> tuple[object, ...]:
+        return (version.counts, version.sources, version.chunker, version.model, version.memory, version.codec, version.embedder,
+                version.index, version.code_key, version.shards, version.files)
+
+    return shaped(old.contents) == shaped(new)

@@ -1,0 +1,246 @@
+"""The codec of a bank: kept, taken over, or trained on references drawn by hash; with its errors on vectors that it was not trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m3build.codec.codec import Codec
+from m3build.codec.encoder import TorchEncoder
+from m3build.codec.errors import measure_errors
+from m3build.codec.presets import resolve_codec
+from m3build.codec.rows import Scope, codebook_count
+from m3build.codec.train import train_codec, training_vectors_wanted
+from m3build.config import RunOptions, Settings
+from m3build.encode import ReferenceEncoder
+from m3build.model import LoadedModel
+from m3build.pipeline.ledger import Ledger, piece_key
+from m3build.pipeline.memory_stage import Encode
+from m3build.pipeline.shard_stage import ShardedCorpus
+from m3build.plan import memory_plan, model_shape, write_flops
+from m3build.progress import Progress
+from m3build_formats.arrays_file import write_arrays
+from m3build_formats.bank import open_bank, read_manifest
+from m3build_formats.data_directory import DataDirectory
+from m3build_formats.errors import MismatchError
+from m3build_formats.manifest import FileEntry, Manifest
+
+# Held-out references on which a codec's errors are measured, and the query tokens of each that look at its kept keys.
+HELD_OUT_REFERENCES = 256
+ERROR_QUERIES = 8
+# A sample is held in memory in float32 while it is trained on, and so bounded in bytes too.
+MAX_SAMPLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Memories of some references: keys and values float32 (R, heads, S, d), positions uint8 (R, heads, S), queries float32 (R, Q, G, heads, d) or None."""
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+    positions: NDArray[np.uint8]
+    queries: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCodec:
+    """A codec that is ready, its file (None for ``none``, which has no arrays) and what the manifest says of it."""
+
+    codec: Codec
+    file: FileEntry | None
+    facts: dict[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a memory row: codes, then one byte a kept position."""
+        return self.codec.row_bytes + len(self.codec.heads) * self.codec.slots
+
+    def row_encoder(self, model: LoadedModel, batch_tokens: int) -> Encode:
+        """A function from token ids of references to their memory rows."""
+        references = ReferenceEncoder(model, batch_tokens=batch_tokens)
+        quantizer = TorchEncoder(self.codec, model.device)
+
+        def encode(tokens: Sequence[NDArray[np.uint32]]) -> Iterator[tuple[tuple[int, ...], NDArray[np.uint8]]]:
+            with torch.inference_mode():
+                for batch in references.encode([ids.tolist() for ids in tokens]):
+                    codes = quantizer.encode(batch.keys, batch.values, batch.positions)
+                    row = torch.cat([codes, batch.positions.flatten(1).to(codes.device)], dim=1)
+                    yield batch.indices, row.cpu().numpy()
+
+        return encode
+
+
+def prepare_codec(
+    settings: Settings,
+    run: RunOptions,
+    old: Manifest | None,
+    bank: Path,
+    model: LoadedModel,
+    sharded: ShardedCorpus,
+    data: DataDirectory,
+    ledger: Ledger,
+    progress: Progress,
+) -> PreparedCodec:
+    """The bank's own codec, that of ``--codec-from``, or a new one trained on this corpus.
+
+    Raises MismatchError when a codec that is taken over was made for memories of another shape.
+    """
+    if run.codec_from is not None:
+        return _taken_over(Path(run.codec_from), model, data)
+    if old is not None:
+        return _taken_over(bank, model, data)
+    vectors = len(model.shape.heads) * model.shape.sparse_tokens
+    references = len(sharded.places)
+    held_out = min(HELD_OUT_REFERENCES, references // 5)
+    scope: Scope = settings.codec_scope  # type: ignore[assignment]
+    per_codebook = 2 * vectors / codebook_count(scope, model.shape.heads)
+    resolved = resolve_codec(
+        settings.codec,
+        model.shape.head_dim,
+        training_vectors=int((references - held_out) * per_codebook),
+        forward_flops=write_flops(
+            model_shape(model.facts),
+            memory_plan(model.shape, len(model.reference_bos_ids)),
+            model.shape.memory_layers[-1],
+        ),
+        vectors=2 * vectors,
+    )
+    for warning in resolved.warnings:
+        progress.note(warning)
+    spec = resolved.spec
+    wanted = _references_wanted(training_vectors_wanted(spec), per_codebook, 2 * vectors * model.shape.head_dim * 4)
+    key = piece_key(
+        "codec",
+        {
+            "memory": memory_key(model, model.fingerprint()),
+            "spec": str(spec),
+            "scope": scope,
+            "sample": _digest(sharded, held_out + wanted),
+        },
+    )
+    if (done := ledger.get(key)) is not None:
+        entry = FileEntry.from_json(json.loads(done["entry"])) if done["entry"] else None
+        if entry is None or data.is_sound(entry):
+            codec = Codec.from_arrays(_arrays_of(data, entry), done["facts"])
+            return PreparedCodec(codec, entry, done["facts"])
+    training = min(wanted, references - held_out) if spec.is_trained else 0
+    with progress.stage("sample", held_out + training, "references") as stage:
+        tested = _encode_sample(model, sharded, 0, held_out, run.batch_tokens, ERROR_QUERIES)
+        stage.advance(held_out)
+        sample = _encode_sample(model, sharded, held_out, training, run.batch_tokens, 0)
+        stage.advance(training)
+    with progress.stage("codec", codebook_count(scope, model.shape.heads), "codebooks") as stage:
+        codec = train_codec(spec, scope, model.shape.heads, sample.keys, sample.values, sample.positions)
+        stage.advance(codebook_count(scope, model.shape.heads))
+    facts = {
+        **codec.facts(),
+        "trained_on": {"references": training, "corpus_references": references},
+        **_errors(codec, tested, model, progress),
+    }
+    entry = write_arrays(data, "codec", codec.to_arrays()) if spec.is_trained else None
+    ledger.put(key, {"entry": json.dumps(entry.to_json()) if entry else None, "facts": facts})
+    return PreparedCodec(codec, entry, facts)
+
+
+def memory_key(model: LoadedModel, fingerprint: str) -> dict[str, Any]:
+    """All that shapes the keys, values and kept positions of a reference, given its token ids: the write key but for these."""
+    shape = model.shape
+    return {
+        "model": fingerprint,
+        "rope": model.rope,
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "reference_bos_ids": list(model.reference_bos_ids),
+        "heads": [list(head) for head in shape.heads],
+        "selection": shape.selection,
+        "sparse_tokens": shape.sparse_tokens,
+    }
+
+
+def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> PreparedCodec:
+    manifest = read_manifest(bank)
+    with open_bank(bank, version=manifest.version) as files:
+        codec = Codec.from_arrays(files.codec_arrays(), manifest.codec)
+    shape = model.shape
+    expected = (shape.heads, shape.head_dim, shape.sparse_tokens)
+    if (codec.heads, codec.head_dim, codec.slots) != expected:
+        raise MismatchError(
+            f"the codec of {bank} is for {len(codec.heads)} heads of dimension {codec.head_dim} with {codec.slots} tokens kept, "
+            f"the model writes {len(shape.heads)} of dimension {shape.head_dim} with {shape.sparse_tokens}: it cannot be taken over"
+        )
+    entry = write_arrays(data, "codec", codec.to_arrays()) if codec.spec.is_trained else None
+    return PreparedCodec(codec, entry, dict(manifest.codec))
+
+
+def _references_wanted(vectors: int, per_codebook: float, reference_bytes: int) -> int:
+    return min(int(-(-vectors // per_codebook)), max(1, MAX_SAMPLE_BYTES // reference_bytes))
+
+
+def _digest(sharded: ShardedCorpus, count: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(b"".join(key for key, _, _ in sharded.places.smallest(count))).hexdigest()
+
+
+def _arrays_of(data: DataDirectory, entry: FileEntry | None) -> dict[str, NDArray[Any]]:
+    from m3build_formats.arrays_file import read_arrays
+
+    if entry is None:
+        return {}
+    return dict(read_arrays(entry, memoryview((data.path / entry.name).read_bytes())))
+
+
+def _encode_sample(
+    model: LoadedModel, sharded: ShardedCorpus, skip: int, count: int, batch_tokens: int, queries: int
+) -> Sample:
+    """Memories of the references that follow the ``skip`` smallest ids, in the order of their ids."""
+    shape = model.shape
+    heads, slots, dim = len(shape.heads), shape.sparse_tokens, shape.head_dim
+    group = shape.query_heads // shape.kv_heads
+    drawn = sharded.places.smallest(count, skip) if count else []
+    keys = np.zeros((len(drawn), heads, slots, dim), np.float32)
+    values = np.zeros_like(keys)
+    positions = np.full((len(drawn), heads, slots), 255, np.uint8)
+    asked = np.zeros((len(drawn), queries, group, heads, dim), np.float32) if queries else None
+    tokens: list[list[int]] = [[] for _ in drawn]
+    by_shard: dict[int, list[tuple[int, int]]] = {}
+    for at, (_, shard, row) in enumerate(drawn):
+        by_shard.setdefault(shard, []).append((at, row))
+    for shard, wanted in by_shard.items():
+        found = sharded.shards[shard].references(row for _, row in wanted)
+        for (at, _), ids in zip(wanted, found, strict=True):
+            tokens[at] = ids.tolist()
+    layer_of = {layer: i for i, layer in enumerate(shape.memory_layers)}
+    layers = [layer_of[layer] for layer, _ in shape.heads]
+    with torch.inference_mode():
+        for batch in ReferenceEncoder(model, batch_tokens=batch_tokens, queries=queries).encode(tokens):
+            at = list(batch.indices)
+            keys[at] = batch.keys.float().cpu().numpy()
+            values[at] = batch.values.float().cpu().numpy()
+            positions[at] = batch.positions.cpu().numpy()
+            if asked is not None and batch.queries is not None:
+                found_queries = batch.queries.float().cpu().numpy()
+                for number, (layer, (_, head)) in enumerate(zip(layers, shape.heads, strict=True)):
+                    mine = found_queries[:, layer, head * group : (head + 1) * group]
+                    asked[at, :, :, number] = mine.transpose(0, 2, 1, 3)
+    return Sample(keys, values, positions, asked)
+
+
+def _errors(codec: Codec, tested: Sample, model: LoadedModel, progress: Progress) -> dict[str, Any]:
+    if not len(tested.keys) or tested.queries is None:
+        progress.note("too few references to hold any out: the codec's errors are not measured")
+        return {"key_error": None, "value_error": None}
+    codes = TorchEncoder(codec, "cpu").encode(
+        torch.from_numpy(tested.keys), torch.from_numpy(tested.values), torch.from_numpy(tested.positions)
+    )
+    scaling = [fact.scaling for fact in model.layer_facts]
+    return measure_errors(
+        codec, codes.numpy(), tested.keys, tested.values, tested.positions, tested.queries, scaling
+    )

@@ -1,0 +1,112 @@
+"""First stage: sources are found, read, cut and tokenized into pieces; what cannot be used is counted and bounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3build.chunking import Chunker
+from m3build.config import RejectLimit
+from m3build.corpus import SourceFile, SourceOptions
+from m3build.pipeline.ledger import Ledger
+from m3build.pipeline.pieces import ContentHashes, Piece, make_piece, read_piece, units_of
+from m3build.progress import Progress
+from m3build.records import Chunk, Reject
+from m3build_formats.errors import InputError
+from m3build_formats.shard_tables import DocumentRow
+
+SHOWN = 3
+
+
+class RejectGate:
+    """Counts rejects and stops the build when there are too many; remembers the first few for the message."""
+
+    def __init__(self, limit: RejectLimit) -> None:
+        self._limit = limit
+        self.first: list[Reject] = []
+        self.count = 0
+
+    def __call__(self, reject: Reject) -> None:
+        """Take note of a reject. Raises InputError past a count given as ``--max-rejects N``."""
+        if reject.kind != "reject":
+            return
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(reject)
+        if self._limit.count is not None and self.count > self._limit.count:
+            raise InputError(f"more than {self._limit.count} rejects (--max-rejects): {self._shown()}")
+
+    def at_end(self, records: int) -> None:
+        """The input is read; ``records`` counts documents, empty ones and rejects. Raises InputError past a share given as ``P%``."""
+        share = self._limit.share
+        if share is not None and self.count > share * records:
+            raise InputError(
+                f"{self.count} of {records} records rejected, more than {share:.4g} of them (--max-rejects {100 * share:g}%): {self._shown()}"
+            )
+
+    def _shown(self) -> str:
+        return "; ".join(f"{r.source}, {r.where}: {r.reason}" for r in self.first) + (
+            "; …" if self.count > len(self.first) else ""
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedCorpus:
+    """The corpus as finished pieces in canonical order, with what was counted."""
+
+    pieces: tuple[Piece, ...]
+    counts: dict[str, int]
+    found: tuple[Reject, ...]
+    gate: RejectGate
+
+    def documents(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
+        """All documents with their chunks, in canonical order."""
+        for piece in self.pieces:
+            yield from read_piece(piece)
+
+    def rejects(self, ledger: Ledger) -> Iterator[Reject]:
+        """All rejects: those met while looking for files, then those of the pieces, in order."""
+        yield from self.found
+        for piece in self.pieces:
+            yield from piece.rejects(ledger)
+
+
+def chunk_corpus(
+    files: Sequence[SourceFile],
+    found: Sequence[Reject],
+    options: SourceOptions,
+    chunker: Chunker,
+    shaped_by: dict[str, Any],
+    limit: RejectLimit,
+    directory: Path,
+    ledger: Ledger,
+    progress: Progress,
+) -> ChunkedCorpus:
+    """Make or find every piece of the corpus.
+
+    ``found`` are the rejects of discovery. Raises InputError when rejects pass the limit or no document is left.
+    """
+    gate = RejectGate(limit)
+    counts: Counter[str] = Counter()
+    for reject in found:
+        counts["unsupported_files" if reject.kind == "unsupported" else "rejects"] += 1
+        gate(reject)
+    hashes = ContentHashes()
+    pieces: list[Piece] = []
+    directory.mkdir(parents=True, exist_ok=True)
+    with progress.stage("chunk", sum(f.bytes for f in files), "bytes") as stage:
+        for unit in units_of(files, options):
+            piece = make_piece(unit, directory, ledger, hashes, chunker, options, shaped_by, gate)
+            pieces.append(piece)
+            counts.update(piece.counts)
+            stage.advance(unit.bytes)
+    gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
+    if not counts["documents"]:
+        why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
+        raise InputError(
+            f"nothing to compile: {len(files)} files, {counts['empty_documents']} empty documents, {counts['rejects']} rejects, no text{why}"
+        )
+    return ChunkedCorpus(tuple(pieces), dict(counts), tuple(found), gate)

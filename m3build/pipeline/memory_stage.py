@@ -1,0 +1,155 @@
+"""Memories of each shard: only references that no shard and no earlier version has yet go through the model.
+
+A shard's rows are fixed in width, so they are filled in place in a scratch file, in whatever order batches come, and then streamed in row order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3build.pipeline.ledger import Ledger, piece_key
+from m3build.pipeline.places import Places
+from m3build.pipeline.shard_stage import StagedShard
+from m3build.pipeline.written import memory_rows
+from m3build.progress import Stage
+from m3build_formats.data_directory import DataDirectory
+from m3build_formats.manifest import FileEntry, Manifest
+from m3build_formats.shard_tables import write_memories
+
+# References that are handed to the encoder at a time: enough for its length groups to fill their batches.
+WINDOW_REFERENCES = 4096
+STREAM_BYTES = 1 << 22
+
+Encode = Callable[[Sequence[NDArray[np.uint32]]], Iterator[tuple[tuple[int, ...], NDArray[np.uint8]]]]
+"""Token ids of references → (their indices, memory rows uint8 (n, row bytes)), batch by batch."""
+
+
+class OldMemories:
+    """Memories of the bank's current version that may be copied: their code key is that of this build.
+
+    ``places`` says where its references stand. A file is hashed before the first row is taken from it; a damaged one counts as absent.
+    """
+
+    def __init__(self, manifest: Manifest, places: Places, data: DataDirectory) -> None:
+        self._shards = [shard.memories for shard in manifest.shards]
+        self._by_chunks = {shard.chunks.sha256: shard.memories for shard in manifest.shards}
+        self._places = places
+        self._data = data
+        self._sound: dict[str, bool] = {}
+
+    def of_shard(self, chunks: FileEntry) -> FileEntry | None:
+        """The memories of a shard whose chunks are the same bytes."""
+        return self._checked(self._by_chunks.get(chunks.sha256))
+
+    def of_reference(self, key: bytes) -> tuple[FileEntry, int] | None:
+        """The memories file and row of a reference."""
+        place = self._places.first(key)
+        entry = self._checked(self._shards[place[0]]) if place else None
+        return (entry, place[1]) if entry and place else None
+
+    def _checked(self, entry: FileEntry | None) -> FileEntry | None:
+        if entry is None:
+            return None
+        if entry.name not in self._sound:
+            self._sound[entry.name] = self._data.is_sound(entry)
+        return entry if self._sound[entry.name] else None
+
+
+class MemoryWriter:
+    """Writes the memories of shards one after the other; ``counts`` says how many references were encoded, reused and repeated."""
+
+    def __init__(
+        self,
+        encode: Encode,
+        row_bytes: int,
+        code_key: str,
+        places: Places,
+        old: OldMemories | None,
+        data: DataDirectory,
+        scratch: Path,
+        ledger: Ledger,
+    ) -> None:
+        self._encode = encode
+        self._row_bytes = row_bytes
+        self._code_key = code_key
+        self._places = places
+        self._old = old
+        self._data = data
+        self._scratch = scratch
+        self._ledger = ledger
+        self._written: list[FileEntry] = []
+        self.counts: Counter[str] = Counter()
+
+    def write(self, shard: StagedShard, stage: Stage) -> FileEntry:
+        """Memories of a shard, rows as in its chunks. Shards must come in order, for later ones copy from earlier ones."""
+        key = piece_key("memories", {"code_key": self._code_key, "chunks": shard.chunks.sha256})
+        entry = self._finished(key, shard)
+        if entry is None:
+            entry = self._make(shard, stage)
+            self._ledger.put(key, {"entry": json.dumps(entry.to_json())})
+        else:
+            self.counts["reused"] += shard.rows
+            stage.advance(shard.rows)
+        self._written.append(entry)
+        return entry
+
+    def _finished(self, key: str, shard: StagedShard) -> FileEntry | None:
+        if self._old is not None and (entry := self._old.of_shard(shard.chunks)):
+            return entry
+        done = self._ledger.get(key)
+        if done is None:
+            return None
+        entry = FileEntry.from_json(json.loads(done["entry"]))
+        return entry if self._data.is_sound(entry) else None
+
+    def _make(self, shard: StagedShard, stage: Stage) -> FileEntry:
+        path = self._scratch / "rows.bin"
+        rows: NDArray[np.uint8] = np.memmap(path, np.uint8, "w+", shape=(max(shard.rows, 1), self._row_bytes))
+        try:
+            missing = self._copy(shard, rows, stage)
+            for lo in range(0, len(missing), WINDOW_REFERENCES):
+                window = missing[lo : lo + WINDOW_REFERENCES]
+                for indices, codes in self._encode(shard.references(window)):
+                    rows[[window[i] for i in indices]] = codes
+                    self.counts["encoded"] += len(indices)
+                    stage.advance(len(indices))
+            step = max(1, STREAM_BYTES // self._row_bytes)
+            return write_memories(
+                self._data,
+                (np.asarray(rows[lo : min(lo + step, shard.rows)]) for lo in range(0, shard.rows, step)),
+                self._row_bytes,
+            )
+        finally:
+            del rows
+            path.unlink(missing_ok=True)
+
+    def _copy(self, shard: StagedShard, rows: NDArray[np.uint8], stage: Stage) -> list[int]:
+        """Fill the rows that are stored somewhere already; returns the others."""
+        missing: list[int] = []
+        files: dict[str, FileEntry] = {}
+        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for row, raw in enumerate(shard.ids()):
+            key = raw.tobytes()
+            first = self._places.first(key)
+            if first is not None and first[0] < shard.number:
+                entry, there = self._written[first[0]], first[1]
+                self.counts["repeated"] += 1
+            elif self._old is not None and (before := self._old.of_reference(key)) is not None:
+                entry, there = before
+                self.counts["reused"] += 1
+            else:
+                missing.append(row)
+                continue
+            files[entry.name] = entry
+            found[entry.name].append((row, there))
+        for name, pairs in found.items():
+            here, there_rows = np.array(pairs, np.int64).T
+            rows[here] = memory_rows(self._data.path, files[name], there_rows)
+            stage.advance(len(pairs))
+        return missing

@@ -1,0 +1,56 @@
+"""Where each distinct reference first stands in the bank being built: id → (shard, row), on disk, so that memory does not grow with the corpus.
+
+SQLite (standard library) keeps the ids ordered, which gives two things at once: look-ups while shards are encoded, and uniform samples, since ids are
+SHA-256 hashes: the k smallest are a draw that depends on the set of references alone, not on their order.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+class Places:
+    """A table of reference ids (32 bytes) with the shard and row in which each first occurs."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None)
+        # Scratch data: a crash only costs the work of filling it again, so no journal and no syncing.
+        self._db.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
+            "CREATE TABLE places (id BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;"
+        )
+
+    def add(self, shard: int, ids: Iterable[bytes]) -> int:
+        """Record the rows of a shard in order; returns how many of the ids were new."""
+        before = self._db.total_changes
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)", ((key, shard, row) for row, key in enumerate(ids))
+        )
+        self._db.execute("COMMIT")
+        return self._db.total_changes - before
+
+    def first(self, key: bytes) -> tuple[int, int] | None:
+        """Shard and row where ``key`` first stands, or None."""
+        found: tuple[int, int] | None = self._db.execute("SELECT shard, row FROM places WHERE id = ?", (key,)).fetchone()
+        return found
+
+    def smallest(self, count: int, skip: int = 0) -> list[tuple[bytes, int, int]]:
+        """``count`` ids with shard and row, after the ``skip`` smallest: a uniform draw by hash."""
+        return self._db.execute(
+            "SELECT id, shard, row FROM places ORDER BY id LIMIT ? OFFSET ?", (count, skip)
+        ).fetchall()
+
+    def __len__(self) -> int:
+        count: int = self._db.execute("SELECT count(*) FROM places").fetchone()[0]
+        return count
+
+    def __iter__(self) -> Iterator[tuple[bytes, int, int]]:
+        return iter(self._db.execute("SELECT id, shard, row FROM places ORDER BY shard, row"))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()

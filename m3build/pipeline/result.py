@@ -1,0 +1,66 @@
+"""What a build did, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from m3build.records import Reject
+from m3build_formats.info import describe
+from m3build_formats.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """One stage: seconds it took and units it handled."""
+
+    name: str
+    seconds: float
+    done: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompileResult:
+    """The outcome of ``compile``: the version that is current now, and what the build did for it.
+
+    ``changed`` is false when sources and options gave the version that was there already. ``encoded`` references went through the model, ``reused``
+    ones were copied from the bank, ``repeated`` ones from an earlier shard of this build. ``rejects`` holds the first few.
+    """
+
+    bank: str
+    manifest: Manifest
+    changed: bool
+    encoded: int
+    reused: int
+    repeated: int
+    stages: tuple[StageTime, ...]
+    rejects: tuple[Reject, ...]
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def version(self) -> int:
+        """Number of the current version."""
+        return self.manifest.version
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as one JSON object, with the facts of ``info --json`` under ``info``."""
+        return {
+            "bank": self.bank,
+            "version": self.version,
+            "sha256": self.manifest.sha256,
+            "changed": self.changed,
+            "encoded": self.encoded,
+            "reused": self.reused,
+            "repeated": self.repeated,
+            "seconds": round(self.seconds, 3),
+            "stages": [
+                {"name": s.name, "seconds": round(s.seconds, 3), "done": s.done, "unit": s.unit} for s in self.stages
+            ],
+            "rejects": [
+                {"source": r.source, "where": r.where, "reason": r.reason, "kind": r.kind} for r in self.rejects
+            ],
+            "notes": list(self.notes),
+            "info": describe(self.manifest),
+        }

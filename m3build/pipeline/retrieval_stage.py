@@ -1,0 +1,62 @@
+"""The embedder and the trained part of the index: kept, taken over, or fitted on references drawn by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from m3build.config import RunOptions, Settings
+from m3build.embed import Embedder, load_embedder, make_embedder
+from m3build.index import IndexState
+from m3build.pipeline.shard_stage import ShardedCorpus
+from m3build.pipeline.vector_stage import FIT_REFERENCES, sample_texts, train_index
+from m3build.progress import Progress, Stage
+from m3build_formats.arrays_file import write_arrays
+from m3build_formats.bank import open_bank
+from m3build_formats.data_directory import DataDirectory
+from m3build_formats.manifest import FileEntry, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRetrieval:
+    """An embedder and an index state that are ready, and the file that holds both."""
+
+    embedder: Embedder
+    state: IndexState
+    file: FileEntry
+
+
+def prepare_retrieval(
+    settings: Settings,
+    run: RunOptions,
+    old: Manifest | None,
+    bank: Path,
+    sharded: ShardedCorpus,
+    data: DataDirectory,
+    progress: Progress,
+) -> PreparedRetrieval:
+    """The bank's own embedder and index state, those of ``--embedder-from``, or new ones fitted on this corpus.
+
+    Both are kept together: coarse centroids belong to one embedder's vectors.
+    """
+    taken = Path(run.embedder_from) if run.embedder_from is not None else bank if old is not None else None
+    if taken is not None:
+        with open_bank(taken) as files:
+            arrays = files.embedder_arrays()
+            embedder, state = load_embedder(arrays), IndexState.from_arrays(arrays)
+            return PreparedRetrieval(embedder, state, write_arrays(data, "embedder", dict(arrays)))
+    embedder = make_embedder(settings.embedder)
+    count = min(FIT_REFERENCES, len(sharded.places))
+    with progress.stage("fit", count, "references") as stage:
+        embedder.fit(_counted(sample_texts(sharded.places, sharded.shards, data.path, count), stage))
+    rows = sum(shard.rows for shard in sharded.shards)
+    state = train_index(settings.index, rows, embedder, sharded.places, sharded.shards, data.path)
+    file = write_arrays(data, "embedder", {**embedder.to_arrays(), **state.to_arrays()})
+    return PreparedRetrieval(embedder, state, file)
+
+
+def _counted(texts: Iterable[str], stage: Stage) -> Iterator[str]:
+    for text in texts:
+        yield text
+        stage.advance(1)

@@ -1,0 +1,159 @@
+"""Second stage: pieces become shards. Texts, spans and documents are written for good; token ids go to scratch files for the encoder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3build.corpus import IdRegistry
+from m3build.pipeline.places import Places
+from m3build.pipeline.sharder import Shard, cut_shards
+from m3build.progress import Progress
+from m3build.records import Chunk, Reject
+from m3build_formats.data_directory import FileTarget
+from m3build_formats.manifest import FileEntry
+from m3build_formats.shard_tables import ChunkRow, DocumentRow, Occurrence, write_chunks, write_documents
+
+
+@dataclass(frozen=True, slots=True)
+class StagedShard:
+    """A shard whose texts are written: ``number`` counts from 0 in canonical order; token ids of row i are ``ids[bounds[i]:bounds[i+1]]``."""
+
+    number: int
+    rows: int
+    document_rows: int
+    chunks: FileEntry
+    documents: FileEntry
+    scratch: Path
+
+    def token_ids(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Token ids of all rows one after the other, memory-mapped, and the bounds of each row."""
+        ids: NDArray[np.uint32] = np.load(_ids(self.scratch, self.number), mmap_mode="r")
+        bounds: NDArray[np.int64] = np.load(_bounds(self.scratch, self.number), mmap_mode="r")
+        return ids, bounds
+
+    def ids(self) -> NDArray[np.uint8]:
+        """Reference ids of all rows, shape (rows, 32), memory-mapped."""
+        found: NDArray[np.uint8] = np.load(_keys(self.scratch, self.number), mmap_mode="r")
+        return found
+
+    def references(self, rows: Iterable[int]) -> list[NDArray[np.uint32]]:
+        """Token ids of the given rows."""
+        ids, bounds = self.token_ids()
+        return [np.asarray(ids[bounds[row] : bounds[row + 1]]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedCorpus:
+    """The corpus as shards, the table of where each reference first stands, and what was counted."""
+
+    shards: tuple[StagedShard, ...]
+    places: Places
+    counts: dict[str, int]
+    rejects: tuple[Reject, ...]
+
+
+def shard_corpus(
+    documents: Iterable[tuple[DocumentRow, list[Chunk]]],
+    minimum: int,
+    near_duplicate: Callable[[bytes, str], bool] | None,
+    on_reject: Callable[[Reject], None],
+    target: FileTarget,
+    scratch: Path,
+    total: int,
+    progress: Progress,
+) -> ShardedCorpus:
+    """Cut ``documents`` (canonical order) into shards and write each one's documents and chunks.
+
+    ``near_duplicate(id, text)`` says which chunks to leave out. A document whose id was given before becomes a reject.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    places = Places(scratch / "places.sqlite")
+    counts: Counter[str] = Counter()
+    rejects: list[Reject] = []
+
+    def leave_out(key: bytes, text: str) -> bool:
+        if near_duplicate is None or not near_duplicate(key, text):
+            return False
+        counts["near_duplicates"] += 1
+        return True
+
+    def refuse(reject: Reject) -> None:
+        rejects.append(reject)
+        counts["rejects"] += 1
+        on_reject(reject)
+
+    shards: list[StagedShard] = []
+    with progress.stage("shard", total, "documents") as stage, IdRegistry() as registry:
+        admitted = _admit(documents, registry, refuse, counts)
+        for number, shard in enumerate(cut_shards(admitted, minimum, leave_out if near_duplicate else None)):
+            shards.append(_write(number, shard, target, scratch))
+            counts["distinct"] += places.add(number, (row.id for row in shard.rows.values()))
+            counts["occurrences"] += shard.occurrences
+            counts["chunks"] += len(shard.rows)
+            counts["tokens"] += sum(len(row.chunk.token_ids) for row in shard.rows.values())
+            stage.advance(sum(part == 0 for _, _, part in shard.documents))
+    counts["duplicates"] = counts["occurrences"] - counts["distinct"]
+    return ShardedCorpus(tuple(shards), places, dict(counts), tuple(rejects))
+
+
+def _admit(
+    documents: Iterable[tuple[DocumentRow, list[Chunk]]],
+    registry: IdRegistry,
+    refuse: Callable[[Reject], None],
+    counts: Counter[str],
+) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
+    for document, chunks in documents:
+        admitted = registry.admit(document)
+        if isinstance(admitted, Reject):
+            refuse(admitted)
+        else:
+            counts["documents"] += 1
+            counts["characters"] += admitted.characters
+            yield admitted, chunks
+
+
+def _write(number: int, shard: Shard, target: FileTarget, scratch: Path) -> StagedShard:
+    rows = shard.rows.values()
+    documents = write_documents(
+        target, (replace(document, chunks=here, part=part) for document, here, part in shard.documents)
+    )
+    chunks = write_chunks(
+        target,
+        (
+            ChunkRow(
+                row.id,
+                row.chunk.text,
+                row.chunk.title,
+                row.chunk.token_ends,
+                [Occurrence(shard.documents[at][0].id, at, start, end) for at, start, end in row.occurrences],
+            )
+            for row in rows
+        ),
+    )
+    lengths = [len(row.chunk.token_ids) for row in rows]
+    bounds = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    ids = np.fromiter(chain.from_iterable(row.chunk.token_ids for row in rows), np.uint32, int(bounds[-1]))
+    np.save(_keys(scratch, number), np.frombuffer(b"".join(shard.rows), np.uint8).reshape(-1, 32))
+    np.save(_ids(scratch, number), ids)
+    np.save(_bounds(scratch, number), bounds)
+    return StagedShard(number, len(lengths), len(shard.documents), chunks, documents, scratch)
+
+
+def _keys(scratch: Path, number: int) -> Path:
+    return scratch / f"{number:06d}.keys.npy"
+
+
+def _ids(scratch: Path, number: int) -> Path:
+    return scratch / f"{number:06d}.ids.npy"
+
+
+def _bounds(scratch: Path, number: int) -> Path:
+    return scratch / f"{number:06d}.bounds.npy"

@@ -1,0 +1,66 @@
+"""Reads back data files that this build has written or found in the bank's current version, a few rows at a time.
+
+Inside a build there is no manifest yet whose digests could be checked; the files were hashed as they were written, or are checked by the
+caller before anything is reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+from m3build.records import reference_text
+from m3build_formats.manifest import FileEntry
+
+
+def reference_texts(data: Path, entry: FileEntry) -> Iterator[list[str]]:
+    """The reference texts of a chunks file, in row order, a record batch at a time."""
+    with pa.memory_map(str(data / entry.name)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number)
+            titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
+            yield [reference_text(title, text) for title, text in zip(titles, texts, strict=True)]
+
+
+def texts_of_rows(data: Path, entry: FileEntry, rows: Sequence[int]) -> list[str]:
+    """The reference texts of single rows of a chunks file."""
+    with pa.memory_map(str(data / entry.name)) as source:
+        file = pa.ipc.open_file(source)
+        each = entry.batches.rows if entry.batches else 1
+        found = []
+        for row in rows:
+            batch = file.get_batch(row // each)
+            at = row % each
+            found.append(reference_text(batch.column("title")[at].as_py(), batch.column("text")[at].as_py()))
+        return found
+
+
+def memory_rows(data: Path, entry: FileEntry, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Single rows of a memories file, uint8 (len(rows), row bytes)."""
+    with pa.memory_map(str(data / entry.name)) as source:
+        file = pa.ipc.open_file(source)
+        each = entry.batches.rows if entry.batches else 1
+        width = file.schema.field(0).type.byte_width
+        found = np.empty((len(rows), width), np.uint8)
+        for number in np.unique(rows // each):
+            column = file.get_batch(int(number)).column(0)
+            whole = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)
+            here = rows // each == number
+            found[here] = whole[rows[here] % each]
+        return found
+
+
+def embedding_blocks(data: Path, entry: FileEntry) -> Iterator[NDArray[np.float16]]:
+    """The vectors of an embeddings file in row order, float16 (n, dim), a record batch at a time."""
+    with pa.memory_map(str(data / entry.name)) as source:
+        file = pa.ipc.open_file(source)
+        dim = file.schema.field(0).type.list_size
+        for number in range(file.num_record_batches):
+            values = file.get_batch(number).column(0).flatten()
+            yield values.to_numpy(zero_copy_only=False).reshape(-1, dim)
