@@ -22,7 +22,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Barrier
 
 import torch
 
@@ -101,7 +103,7 @@ class ReferenceEncoder:
             for indices in batches:
                 yield self._encode(references, indices)
             return
-        with ThreadPoolExecutor(self._threads, "m3build-encode", initializer=_one_thread) as pool:
+        with _single_threaded_pool(self._threads) as pool:
             yield from _in_order(
                 pool, self._threads + 1, batches, lambda indices: self._encode(references, indices)
             )
@@ -213,10 +215,26 @@ def _spread(lengths: torch.Tensor, count: int) -> torch.Tensor:
     return (2 * torch.arange(count) + 1) * lengths[:, None] // (2 * max(count, 1))
 
 
-def _one_thread() -> None:
-    """In a worker: operators use this thread alone. torch keeps the number per thread, so the caller's own
-    stays as it is."""
+@contextmanager
+def _single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of that many threads, in each of which torch's operators use that thread alone.
+
+    torch keeps the number per thread, but a new thread starts with the number that was set last anywhere; so
+    all are begun at once and the caller's number is set again.
+    """
+    before = torch.get_num_threads()
+    begun = Barrier(threads + 1)
+    with ThreadPoolExecutor(threads, "m3build-encode") as pool:
+        for _ in range(threads):
+            pool.submit(_use_one_thread, begun)
+        begun.wait()
+        torch.set_num_threads(before)
+        yield pool
+
+
+def _use_one_thread(begun: Barrier) -> None:
     torch.set_num_threads(1)
+    begun.wait()
 
 
 def _in_order(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from m3build_formats.layout import reference_text as reference_text
+
 
 @dataclass(frozen=True, slots=True)
 class Heading:
@@ -63,10 +65,5 @@ class Chunk:
 
     @property
     def reference_text(self) -> str:
-        """The text that is encoded, hashed and embedded: the title, a line feed and the chunk's own text, or the text alone."""
+        """What is encoded, hashed and embedded: the title, a line feed and the chunk's own text, or the text alone."""
         return reference_text(self.title, self.text)
-
-
-def reference_text(title: str, text: str) -> str:
-    """Text of a reference as the model sees it; the one place that joins a title to a chunk."""
-    return f"{title}\n{text}" if title else text

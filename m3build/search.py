@@ -199,8 +199,8 @@ def sources_of(shards: Sequence[Shard], places: Sequence[tuple[int, int]]) -> It
                 document = shard.document(occurrence.row)
             except IndexError:
                 raise CorruptError(
-                    f"shard {number}: the chunk in row {row} names document row {occurrence.row}, which is not "
-                    f"there"
+                    f"shard {number}: the chunk in row {row} names document row {occurrence.row} of "
+                    f"{shard.documents}"
                 ) from None
             yield Source(
                 occurrence.document, document.source, document.position, occurrence.start, occurrence.end

@@ -85,19 +85,27 @@ def cli(ctx: click.Context, debug: bool, config: Path | None) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Tables of options, ``memory-layers`` and ``memory_layers`` alike. Raises UsageError for bad TOML or an unknown table."""
+    """Tables of options by long name, ``memory-layers`` and ``memory_layers`` alike. Raises UsageError for bad TOML, an unknown table or option."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    values: dict[str, Any] = {}
     for name, table in tables.items():
         if name not in COMMANDS or not isinstance(table, dict):
             raise UsageError(f"{path}: [{name}] is not a table named after a command ({', '.join(COMMANDS)})")
-        command = cli.get_command(click.Context(cli), name)
-        known = {p.name for p in command.params} if command else set()
-        if unknown := sorted(key for key in table if key.replace("-", "_") not in known):
+        parameters = _parameters(name)
+        if unknown := sorted(key for key in table if key.replace("_", "-") not in parameters):
             raise UsageError(f"{path}: [{name}] knows no option {', '.join(unknown)}")
-    return {n: {k.replace("-", "_"): v for k, v in t.items()} for n, t in tables.items()}
+        values[name] = {parameters[key.replace("_", "-")]: value for key, value in table.items()}
+    return values
+
+
+def _parameters(command: str) -> dict[str, str]:
+    """Parameter of a command by each of its long options, without the dashes."""
+    found = cli.get_command(click.Context(cli), command)
+    options = [p for p in found.params if isinstance(p, click.Option)] if found else []
+    return {long.removeprefix("--"): p.name or "" for p in options for long in p.opts if long.startswith("--")}
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from m3build.search import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +37,12 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
 
 
-def count(number: int | float) -> str:
-    """A number for people: ``12,345``."""
-    return f"{number:,}" if isinstance(number, int) else f"{number:,.4g}"
+def source_json(source: Source) -> dict[str, Any]:
+    """Where a chunk stands, as JSON."""
+    return {
+        "document": source.document,
+        "source": source.source,
+        "position": source.position,
+        "start": source.start,
+        "end": source.end,
+    }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from m3build_cli.output import bank_argument, json_option, print_json, version_option
+from m3build_cli.output import bank_argument, json_option, print_json, source_json, version_option
 
 SHOWN_CHARACTERS = 300
 
@@ -41,10 +41,7 @@ def command(bank: Path, query: str, k: int, exact: bool, version: int | None, as
                         "score": hit.score,
                         "title": hit.title,
                         "text": hit.text,
-                        "sources": [
-                            {"document": s.document, "source": s.source, "position": s.position, "start": s.start, "end": s.end}
-                            for s in hit.sources
-                        ],
+                        "sources": [source_json(source) for source in hit.sources],
                     }
                     for hit in hits
                 ],

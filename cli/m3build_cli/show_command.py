@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from m3build_cli.output import bank_argument, json_option, print_json, version_option
+from m3build.records import reference_text
+from m3build_cli.output import bank_argument, json_option, print_json, source_json, version_option
+from m3build_formats.errors import UsageError
+
+if TYPE_CHECKING:
+    from m3build.bank import ChunkFacts
 
 
 @click.command("show")
@@ -26,33 +33,62 @@ def command(bank: Path, chunk: str, layer: int | None, head: int | None, version
       m3build show bank/ 3f2a
       m3build show bank/ 3f2a --layer 1 --head 0
     """
-    from m3build.chunk_view import marked_tokens, view_chunk
-    from m3build_formats.bank import open_bank
+    from m3build.bank import open_bank
 
-    with open_bank(bank, version=version) as files:
-        view = view_chunk(files, chunk)
+    with open_bank(bank, version=version) as opened:
+        facts = opened.show(chunk)
+    text = reference_text(facts.title, facts.text)
+    spans = list(zip((0, *facts.token_ends), facts.token_ends, strict=False))
     if as_json:
-        print_json(view.to_json())
+        print_json(
+            {
+                "id": facts.id,
+                "title": facts.title,
+                "text": facts.text,
+                "tokens": len(spans),
+                "token_spans": [list(span) for span in spans],
+                "sources": [source_json(source) for source in facts.sources],
+                "kept": [
+                    {"layer": at, "head": number, "tokens": facts.kept_tokens(at, number)} for at, number in heads_of(facts)
+                ],
+            }
+        )
         return
-    click.echo(f"chunk    {view.id}")
-    for source in view.sources:
+    click.echo(f"chunk    {facts.id}")
+    for source in facts.sources:
         position = f", at {source.position:,}" if source.position else ""
-        click.echo(f"source   {source.source}{position}, document {source.document}, characters {source.start:,} to {source.end:,}")
-    click.echo(f"tokens   {len(view.spans)}")
-    if not view.kept:
-        click.echo("kept     this bank holds no memories\n\n" + view.text)
+        click.echo(
+            f"source   {source.source}{position}, document {source.document}, characters {source.start:,} to {source.end:,}"
+        )
+    click.echo(f"tokens   {len(spans)}")
+    if facts.kept is None:
+        click.echo("kept     this bank holds no memories\n\n" + text)
         return
-    shown = min(at for at, _ in view.kept) if layer is None else layer
-    marks = marked_tokens(view, shown, head)
+    shown = facts.heads[0][0] if layer is None else layer
+    marks = kept_by_heads(facts, shown, head)
     of = f"head {head}" if head is not None else "all heads together"
     click.echo(f"kept     {len(marks)} tokens by layer {shown}, {of}\n")
-    strongest = max(marks.values())
     colours = click.get_text_stream("stdout").isatty()
-    click.echo("".join(_pieces(view.text, view.spans, marks, strongest, colours)))
+    click.echo("".join(_pieces(text, spans, marks, max(marks.values()), colours)))
+
+
+def heads_of(facts: ChunkFacts) -> tuple[tuple[int, int], ...]:
+    """The memory heads of a chunk; none in a bank without memories."""
+    return facts.heads if facts.kept is not None else ()
+
+
+def kept_by_heads(facts: ChunkFacts, layer: int, head: int | None) -> Counter[int]:
+    """How many heads of ``layer`` (or its one ``head``) kept each token. Raises UsageError for a layer or head without memory."""
+    chosen = [(at, number) for at, number in facts.heads if at == layer and (head is None or number == head)]
+    if not chosen:
+        have = ", ".join(f"{at}:{number}" for at, number in facts.heads)
+        asked = f"layer {layer}" if head is None else f"layer {layer}, head {head}"
+        raise UsageError(f"no memory in {asked}; this bank has it in (layer:head) {have}")
+    return Counter(token for at, number in chosen for token in facts.kept_tokens(at, number))
 
 
 def _pieces(
-    text: str, spans: tuple[tuple[int, int], ...], marks: dict[int, int], strongest: int, colours: bool
+    text: str, spans: list[tuple[int, int]], marks: Counter[int], strongest: int, colours: bool
 ) -> list[str]:
     pieces: list[str] = []
     at = 0

@@ -101,9 +101,11 @@ def _array(entry: FileEntry, name: str, batch: Any, row: int) -> NDArray[Any]:
             f"{entry.name}: array {name[:80]!r} has {values.size} bytes, not those of its shape {shape[:9]}"
         )
     try:
-        return np.frombuffer(values, kind).reshape(shape)
+        array = np.frombuffer(values, kind).reshape(shape)
     except ValueError as error:
         # numpy bounds even the shape of an array without elements.
         raise CorruptError(
             f"{entry.name}: array {name[:80]!r} has an impossible shape {shape[:9]}"
         ) from error
+    array.flags.writeable = False
+    return array

@@ -182,8 +182,7 @@ class CheckedArrowFile:
                 f"{name}: its schema does not parse ({str(error).splitlines()[0][:120]})"
             ) from error
         if not schema.equals(self.schema, check_metadata=True):
-            found = ", ".join(f"{field.name} {field.type}" for field in schema)
-            raise CorruptError(f"{name}: has other columns than format 1 gives it: {found[:200]}")
+            raise CorruptError(f"{name}: has other columns than format 1 gives it")
 
     def _corrupt(self, number: int, message: str) -> CorruptError:
         first = number * self._batches.rows

@@ -66,10 +66,16 @@ def sync_directory(descriptor: int, name: str) -> None:
 
 
 def open_directory(name: str, parent: int | None = None, *, follow: bool = False) -> int:
-    """A descriptor of a directory; raises the OSError of the call (ENOTDIR for a symbolic link, unless
-    ``follow``)."""
+    """A descriptor of a directory; raises the OSError of the call, NotADirectoryError for a symbolic link
+    unless ``follow``."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    return os.open(name, flags, dir_fd=parent)
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except OSError as error:
+        # Linux says ENOTDIR for a link, macOS ELOOP.
+        if error.errno == errno.ELOOP and not follow:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name) from error
+        raise
 
 
 def open_regular(name: str, directory: int) -> int:

@@ -64,11 +64,10 @@ def check_json_value(value: object, depth: int = 0) -> None:
         if depth >= MAX_JSON_DEPTH:
             raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
         if isinstance(value, dict):
-            for key, item in value.items():
-                if type(key) is not str:
-                    raise ValueError(f"key that is not a string: {key!r}")
-                check_json_value(key, depth + 1)
-                check_json_value(item, depth + 1)
+            if set(map(type, value)) - {str}:
+                raise ValueError("an object has a key that is not a string")
+            _check_items(list(value), depth)
+            _check_items(list(value.values()), depth)
         else:
             _check_items(value, depth)
     else:

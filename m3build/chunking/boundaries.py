@@ -28,8 +28,6 @@ from m3build.chunking.graphemes import last_boundary, splits_cluster
 from m3build.chunking.sentences import last_clause_end, last_sentence_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from m3build.chunking.outline import Outline
 
 _BLANK_LINE = re.compile(r"[\n\f\u2029](?:(?<!\n)|[^\S\n]*(?=\n))")
@@ -49,19 +47,19 @@ def best_cut(text: str, start: int, end: int, outline: Outline) -> int:
     at = outline.best_heading(half, end)
     if at > half:
         return at
-    tries: tuple[tuple[Callable[[str, int, int], int], int], ...] = (
+    hanging_from, hanging_to = outline.hanging(start, end)
+    for find, low in (
         (_last_blank_line, half),
         (last_sentence_end, half),
         (_last_line_end, third),
         (last_clause_end, quarter),
-        (_last_space, quarter),
-        (_last_joint, quarter),
-        (_last_space, start),
-    )
-    hanging = outline.hanging(start, end)
-    for find, low in tries:
+    ):
         at = find(text, low, end)
-        if at > start and not (find not in (_last_space, _last_joint) and hanging[0] < at <= hanging[1]):
+        if at > start and not hanging_from < at <= hanging_to:
+            return at
+    for find, low in ((_last_space, quarter), (_last_joint, quarter), (_last_space, start)):
+        at = find(text, low, end)
+        if at > start:
             return at
     at = last_boundary(text, start, end)
     return at if at > start else end
@@ -76,8 +74,8 @@ def _last_line_end(text: str, low: int, high: int) -> int:
 
 
 def _last_break(pattern: re.Pattern[str], text: str, low: int, high: int) -> int:
-    found = [match.start() for match in pattern.finditer(text, low, min(high + 1, len(text)))]
-    for at in reversed(found):
+    for match in reversed(list(pattern.finditer(text, low, high + 1))):
+        at = match.start()
         if low < at <= high and text[max(low, at - 8) : at].rstrip()[-1:] not in (":", "："):
             return at
     return -1

@@ -3,18 +3,17 @@
 Every chunk is encoded by itself, since the encoding of a text is not a stretch of the encoding of the document; that encoding gives the ids that the model
 will see, so it decides whether the chunk fits. Tokenizing costs far more than all else here, hence the aim: encode a chunk once, and right.
 
-A window is guessed from the bytes per token seen so far in the same document (at its start, in a fixed sample), the best boundary
-in it is chosen, and the piece is encoded. It fits: take it, and go on behind it. It does not: its token ends say exactly what fits, so cut again within that. It
-fits with much room left (the guess was far off): try once more with a wider window. So a cut depends on the document, the tokenizer and the
-options alone, the work is linear in the length of the document, and no more of it is held than one window.
+A window is forecast (``estimate``), the best boundary in it chosen, and the piece encoded. It fits: take it, and go on behind it. It does
+not: its token ends say exactly what fits, so cut again within that. It fits with much room left (the forecast was far off): try once more with a wider window.
+So a cut depends on the document, the tokenizer and the options alone, and the work is linear in the length of the document.
 
-A document is a generator of texts to encode. ``cut_many`` advances a group of documents in step, to give the tokenizer batches; what a document
-yields does not depend on its group.
+A long document is first cut into sections at its strongest boundaries, a few in a hundred thousand characters, which are then cut into chunks
+independently. Each is a generator of texts to encode, and ``cut_many`` advances many in step, so that the tokenizer gets batches even of a single
+document. What a section yields does not depend on the others.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 
 from m3build.chunking.boundaries import best_cut
 from m3build.chunking.encoder import Encoded, Encoder
+from m3build.chunking.estimate import Estimator, Forecast
 from m3build.chunking.outline import Outline
 from m3build.chunking.titles import Titles
 from m3build.records import Chunk, Document, reference_text
@@ -33,10 +33,14 @@ MINIMUM_REFERENCE_TOKENS = 16
 RULE = 1  # grows whenever the same document would be cut in another way
 
 _INK = re.compile(r"\S")
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 64, 1 << 22
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1024, 1 << 22
+_SECTION = 1 << 15  # characters
+_BATCH = 64  # texts for the tokenizer at a time
+_AIM = 1.0  # of the token limit, by forecast
+_SHARE = 0.7  # of what is left goes into the last chunk but one
+_FEW_BYTES = 16  # a token hardly stands for more
+_WIDEN_AT = 1.3  # times the tokens that there were was the forecast
 _MAX_WIDENINGS = 8
-_WIDEN_AT = 1.3  # a window this many times as wide would have been right
-_WIDEN_BY = 4.0  # at most
 
 Cutting = Generator[str, Encoded, list[Chunk]]
 
@@ -66,6 +70,7 @@ class Chunker:
     def __init__(self, tokenizer: Any, options: ChunkOptions | None = None) -> None:
         self.options = options or ChunkOptions()
         self._encoder = Encoder(tokenizer)
+        self._estimator = Estimator(self._encoder.count)
 
     def describe(self) -> dict[str, object]:
         """What shapes the chunks besides documents and tokenizer, as a JSON object."""
@@ -85,16 +90,32 @@ class Chunker:
             yield from zip(group, self._cut_group(group), strict=True)
 
     def _cut_group(self, group: list[Document]) -> list[list[Chunk]]:
+        cuttings: list[Cutting] = []
+        owners: list[int] = []
+        for owner, document in enumerate(group):
+            outline = Outline(document)
+            for start, end in _sections(document.text, outline):
+                cuttings.append(self._cutting(document, outline, start, end))
+                owners.append(owner)
         results: list[list[Chunk]] = [[] for _ in group]
-        waiting: list[tuple[int, Cutting, str]] = []
-        for index, document in enumerate(group):
-            self._advance(index, self._cutting(document), None, waiting, results)
-        while waiting:
-            encoded = self._encoder.encode([text for _, _, text in waiting])
-            turn, waiting = waiting, []
-            for (index, cutting, _), answer in zip(turn, encoded, strict=True):
-                self._advance(index, cutting, answer, waiting, results)
+        for owner, chunks in zip(owners, self._in_step(cuttings), strict=True):
+            results[owner] += chunks
         return results
+
+    def _in_step(self, cuttings: list[Cutting]) -> list[list[Chunk]]:
+        """Run generators, as many at a time as make a good batch; results in their order."""
+        results: list[list[Chunk]] = [[] for _ in cuttings]
+        todo = iter(enumerate(cuttings))
+        waiting: list[tuple[int, Cutting, str]] = []
+        while True:
+            while len(waiting) < _BATCH and (fresh := next(todo, None)):
+                self._advance(*fresh, None, waiting, results)
+            if not waiting:
+                return results
+            answers = self._encoder.encode([text for _, _, text in waiting])
+            asked, waiting = waiting, []
+            for (index, cutting, _), answer in zip(asked, answers, strict=True):
+                self._advance(index, cutting, answer, waiting, results)
 
     @staticmethod
     def _advance(
@@ -111,83 +132,87 @@ class Chunker:
         else:
             waiting.append((index, cutting, text))
 
-    def _cutting(self, document: Document) -> Cutting:
-        """Yield texts to encode, take their encodings, return the chunks."""
-        text = document.text
-        outline = Outline(document)
+    def _cutting(self, document: Document, outline: Outline, begin: int, stop: int) -> Cutting:
+        """Cut one section: yield texts to encode, take their encodings, return the chunks."""
+        section = _Section(document, outline, begin, stop, self._estimator.forecast(document.text[begin:stop]))
         titles = Titles(outline, self.options.reference_tokens // 3) if self.options.title else None
         chunks: list[Chunk] = []
-        rate = self._encoder.bytes_per_token
-        found = _INK.search(text)
+        found = _INK.search(document.text, begin, stop)
         while found:
-            start = found.start()
-            title = (yield from titles.title_at(start)) if titles else ""
-            chunk, rate = yield from self._next_chunk(document, outline, start, title, rate)
+            title, title_tokens = (yield from titles.title_at(found.start())) if titles else ("", 0)
+            chunk = yield from section.next_chunk(found.start(), title, title_tokens, self.options.reference_tokens)
             if chunk.token_ids:
                 chunks.append(chunk)
-            found = _INK.search(text, chunk.end)
+            found = _INK.search(document.text, chunk.end, stop)
         return chunks
 
-    def _next_chunk(
-        self, document: Document, outline: Outline, start: int, title: str, rate: float
-    ) -> Generator[str, Encoded, tuple[Chunk, float]]:
-        """The chunk that starts at ``start``, and bytes per token as known after it."""
-        text, limit = document.text, self.options.reference_tokens
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A part of a document that is cut by itself, with the forecast of its tokens."""
+
+    document: Document
+    outline: Outline
+    begin: int
+    stop: int
+    forecast: Forecast
+
+    def next_chunk(self, start: int, title: str, title_tokens: int, limit: int) -> Generator[str, Encoded, Chunk]:
+        """The chunk that starts at ``start``, with ``title`` before it."""
+        text, forecast, begin = self.document.text, self.forecast, self.begin
         lead = len(reference_text(title, " ")) - 1
-        widest = min(len(text), start + MAX_CHUNK_CHARACTERS - lead)
-        window = limit * rate - len(title.encode())
-        high = min(widest, _characters(text, start, window))
+        widest = min(self.stop, start + MAX_CHUNK_CHARACTERS - lead)
+        window = self._window(start, limit - title_tokens)
+        high = max(start + 1, min(widest, begin + forecast.reach(start - begin, window)))
         best_end, best = start, Encoded((), ())
-        widenings = 0
+        may_widen = _MAX_WIDENINGS
         while True:
-            end = _end(text, start, high, outline)
+            at = high if high == self.stop else best_cut(text, start, high, self.outline)
+            end = start + len(text[start:at].rstrip())
             if end <= best_end:
                 break
             encoded = yield reference_text(title, text[start:end])
             tokens = len(encoded.ids)
-            size = _bytes(text, start, end)
-            own_tokens = tokens - bisect_right(encoded.ends, lead)
-            if own_tokens:
-                rate = (rate + size / own_tokens) / 2
             if tokens > limit:
                 if end - start == 1:
-                    raise _too_many(document, start, tokens, limit)
-                widenings = _MAX_WIDENINGS
+                    raise _too_many(self.document, start, tokens, limit)
                 high = min(max(start + 1, start + _fitting(encoded, limit) - lead), end - 1)
+                may_widen = 0
+            else:
+                best_end, best = end, encoded
+            own_tokens = tokens - bisect_right(encoded.ends, lead) if lead else tokens
+            excess = forecast.learn(start - begin, end - begin, own_tokens)
+            if tokens > limit:
                 continue
-            best_end, best = end, encoded
-            wanted = size * (limit - tokens + own_tokens) / own_tokens if own_tokens else math.inf
-            if high == widest or widenings == _MAX_WIDENINGS or wanted < _WIDEN_AT * window:
+            if excess < _WIDEN_AT or not may_widen or high == widest:
                 break
-            widenings += 1
-            window = min(wanted, _WIDEN_BY * window)
-            high = min(widest, _characters(text, start, window))
-        return Chunk(text[start:best_end], start, best_end, title, best.ids, best.ends), rate
+            may_widen -= 1
+            high = max(high, min(widest, begin + forecast.reach(start - begin, window)))
+        return Chunk(text[start:best_end], start, best_end, title, best.ids, best.ends)
+
+    def _window(self, start: int, tokens: int) -> float:
+        """Tokens to aim at: ``tokens``, or less where little would be left for the last chunk of the section."""
+        window = tokens * _AIM
+        rest = 0.0
+        if self.stop - start < _FEW_BYTES * tokens:
+            rest = self.forecast.tokens(start - self.begin, self.stop - self.begin)
+        return _SHARE * rest if window < rest < window / _SHARE else window
 
 
-def _end(text: str, start: int, high: int, outline: Outline) -> int:
-    """Where a chunk from ``start`` that may reach to ``high`` ends, white space at its end left out."""
-    at = high if high == len(text) else best_cut(text, start, high, outline)
-    return start + len(text[start:at].rstrip())
+def _sections(text: str, outline: Outline) -> Iterator[tuple[int, int]]:
+    """Parts of a document that are cut by themselves: one, or several of at most ``_SECTION`` characters."""
+    start = 0
+    while len(text) - start > _SECTION:
+        end = best_cut(text, start, start + _SECTION, outline)
+        yield start, end
+        start = end
+    yield start, len(text)
 
 
 def _fitting(encoded: Encoded, limit: int) -> int:
     """The last place in an encoded text up to which whole characters take at most ``limit`` tokens."""
     over = bisect_left(encoded.ends, encoded.ends[limit])
     return encoded.ends[over - 1] if over else 0
-
-
-def _characters(text: str, start: int, size: float) -> int:
-    """The place ``size`` bytes of UTF-8 behind ``start``, at least one character on and at most the end of the text."""
-    room = max(1, int(size))
-    piece = text[start : start + room]
-    if not piece.isascii():
-        piece = piece.encode()[:room].decode(errors="ignore") or piece[:1]
-    return start + len(piece)
-
-
-def _bytes(text: str, start: int, end: int) -> int:
-    return end - start if text.isascii() else len(text[start:end].encode())
 
 
 def _too_many(document: Document, at: int, tokens: int, limit: int) -> MismatchError:

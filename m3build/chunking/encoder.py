@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from m3build.chunking.sample import SAMPLE
 from m3build.chunking.spelling import Spelling
 from m3build_formats.errors import MismatchError
 
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenizers import Encoding, Tokenizer
-
-# Text of several kinds, for a first guess of bytes per token and to see whether the tokenizer's tokens spell plain text.
-_SAMPLE = (
-    "A reference is a short piece of text that is turned into one memory. Most of what people write is prose like this, "
-    "in sentences of ten to thirty words.\n\nSome of it is not: lists, tables, numbers such as 3.14 or 2,048, names like "
-    "`read_memory`, and code.\n\n    def cut(document, limit=128):\n        return [chunk for chunk in document]\n"
-)
-
 
 class Encoded(NamedTuple):
     """Token ids of one text and the offset in characters at which each token ends (non-decreasing)."""
@@ -38,10 +31,13 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = _plain_copy(tokenizer)
-        sample = self._tokenizer.encode(_SAMPLE, add_special_tokens=False)
-        self.bytes_per_token = len(_SAMPLE) / max(len(sample.ids), 1)
         spelling = Spelling(self._tokenizer)
-        self._spelling = spelling if sample.ids and spelling.ends(_SAMPLE, sample.ids) is not None else None
+        ids = self._tokenizer.encode(SAMPLE[0], add_special_tokens=False).ids
+        self._spelling = spelling if spelling.ends(SAMPLE[0], ids) is not None else None
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """One result for each text, in order."""

@@ -30,22 +30,18 @@ _ABBREVIATIONS = frozenset(
 
 def last_sentence_end(text: str, low: int, high: int) -> int:
     """The last place in (low, high] where a sentence ends, or -1."""
-    found = [match for match in _SENTENCE.finditer(text, low, _ahead(text, high)) if match.end() <= high]
-    for match in reversed(found):
-        if match.end() > low and _ends_sentence(text, match.start(), match.end()):
-            return match.end()
+    # One character more is searched, so that a stop at ``high`` is seen with the white space behind it.
+    for match in reversed(list(_SENTENCE.finditer(text, low, high + 1))):
+        end = match.end()
+        if low < end <= high and _ends_sentence(text, match.start(), end):
+            return end
     return -1
 
 
 def last_clause_end(text: str, low: int, high: int) -> int:
     """The last place in (low, high] behind a comma, colon or semicolon, or -1."""
-    ends = [match.end() for match in _CLAUSE.finditer(text, low, _ahead(text, high)) if low < match.end() <= high]
+    ends = [match.end() for match in _CLAUSE.finditer(text, low, high + 1) if low < match.end() <= high]
     return ends[-1] if ends else -1
-
-
-def _ahead(text: str, high: int) -> int:
-    """How far to look so that the stop at ``high`` is seen with the white space behind it."""
-    return min(high + 1, len(text))
 
 
 def _ends_sentence(text: str, stop: int, end: int) -> bool:

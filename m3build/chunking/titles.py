@@ -26,32 +26,32 @@ class Titles:
         self._outline = outline
         self._budget = budget
         self._path: tuple[str, ...] | None = None
-        self._title = ""
+        self._title = "", 0
 
-    def title_at(self, start: int) -> Generator[str, Encoded, str]:
-        """The title of a chunk that begins at ``start``, "" if there is none. Yields texts to encode, takes their encodings."""
+    def title_at(self, start: int) -> Generator[str, Encoded, tuple[str, int]]:
+        """The title of a chunk that begins at ``start`` and its tokens; "" if there is none. Yields texts to encode, takes their encodings."""
         path = self._outline.path(start)
         if path != self._path:  # neighbours mostly stand under the same heading
             self._title = yield from self._shorten([words[:_LONGEST] for words in path])
             self._path = path
         return self._title
 
-    def _shorten(self, path: list[str]) -> Generator[str, Encoded, str]:
+    def _shorten(self, path: list[str]) -> Generator[str, Encoded, tuple[str, int]]:
         while len(path) > 1:
             title = _SEPARATOR.join(path)
             encoded = yield title
             if len(encoded.ids) <= self._budget:
-                return title
+                return title, len(encoded.ids)
             del path[1 if len(path) > 2 else 0]
         if not path:
-            return ""
+            return "", 0
         title = path[0]
         encoded = yield title
         for keep in range(self._budget, 0, -1):
             if len(encoded.ids) <= self._budget:
-                return title
+                return title, len(encoded.ids)
             words = path[0] if keep == self._budget else title.removesuffix(_ELLIPSIS)
             fitting = encoded.ends[keep - 1]
             title = words[: min(fitting, len(words) - 1)].rstrip() + _ELLIPSIS
             encoded = yield title
-        return ""
+        return "", 0

@@ -42,7 +42,9 @@ def detect(path: str, named: bool = False) -> tuple[str, str | None]:
     if best is not None:
         return best.name, compression
     if candidates:
-        return candidates[0].name, compression
+        # Unknowable (empty, or in an encoding without a mark): the format whose first extension this is.
+        own = next((form for form in candidates if form.extensions[0] == extension), candidates[0])
+        return own.name, compression
     raise BadInput(WHOLE_FILE, "content of no kind that m3build reads", "reject" if named else "unsupported")
 
 

@@ -72,7 +72,7 @@ class IdRegistry:
     def count(self, document_id: str) -> int:
         """Notes an id and answers how often it has come, 1 for the first time."""
         key = hashlib.sha256(document_id.encode()).digest()[:16]
-        # An insert that succeeds, which it nearly always does, costs half of an upsert that returns the count.
+        # An insert that succeeds, as nearly all do, costs half of an upsert that returns the count.
         if self._cursor.execute("INSERT OR IGNORE INTO ids VALUES (?, 1)", (key,)).rowcount == 1:
             return 1
         self._cursor.execute("UPDATE ids SET seen = seen + 1 WHERE id = ?", (key,))

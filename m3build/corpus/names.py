@@ -34,33 +34,36 @@ def distinct_names(found: Iterable[tuple[str, str]]) -> dict[str, str]:
     for path, below in found:
         if path not in relative or (len(below), below) > (len(relative[path]), relative[path]):
             relative[path] = below
+    endings = _endings(relative)
     depths = {path: below.count(os.sep) + 1 for path, below in relative.items()}
     while True:
         groups: dict[str, list[str]] = defaultdict(list)
         for path, depth in depths.items():
-            groups[_tail(path, depth)].append(path)
+            groups[_tail(path, depth) + endings[path]].append(path)
         clashes = [paths for paths in groups.values() if len(paths) > 1]
         if not clashes:
             return {paths[0]: name for name, paths in groups.items()}
-        grew = False
         for paths in clashes:
             depth = max(depths[path] for path in paths) + 1
-            for path in paths:
-                grew = grew or _tail(path, depth) != _tail(path, depths[path])
-                depths[path] = depth
-        if not grew:
-            # Only escapes can make whole paths equal: a file called "\xff" beside one whose name is that
-            # byte.
-            return _numbered(groups)
+            depths.update(dict.fromkeys(paths, depth))
 
 
 def _tail(path: str, depth: int) -> str:
     return printable(os.sep.join(path.split(os.sep)[1:][-depth:]))
 
 
-def _numbered(groups: dict[str, list[str]]) -> dict[str, str]:
-    return {
-        path: name if order == 0 else f"{name}~{order + 1}"
-        for name, paths in groups.items()
-        for order, path in enumerate(sorted(paths, key=os.fsencode))
-    }
+def _endings(paths: Iterable[str]) -> dict[str, str]:
+    """What to put behind the name of each path so that whole paths differ: nothing, but for names that only
+    escaping makes equal (the byte FF beside a file that is called ``\\xff``), which get ``~2`` and so on."""
+    endings: dict[str, str] = {}
+    taken = {printable(path) for path in paths}
+    used: set[str] = set()
+    for path in sorted(paths, key=os.fsencode):
+        whole = printable(path)
+        number = 1
+        while whole in used or (number > 1 and whole in taken):
+            number += 1
+            whole = f"{printable(path)}~{number}"
+        used.add(whole)
+        endings[path] = f"~{number}" if number > 1 else ""
+    return endings

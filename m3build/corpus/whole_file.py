@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from m3build.corpus.compression import open_bytes
-from m3build.corpus.encoding import HEAD_BYTES, decode_document, looks_binary
+from m3build.corpus.encoding import HEAD_BYTES, decode_document, is_newline_safe, looks_binary
 from m3build.corpus.options import SourceOptions
 from m3build.corpus.source import WHOLE_FILE, BadInput, SourceFile, SourceRange
 from m3build.records import Document, Heading, Reject
@@ -33,7 +33,7 @@ def read_bytes(file: SourceFile, options: SourceOptions) -> bytes:
             WHOLE_FILE,
             f"more than {options.max_document_bytes:,} bytes; raise --max-document-bytes or split the file",
         )
-    if looks_binary(data[:HEAD_BYTES]):
+    if is_newline_safe(options.encoding) and looks_binary(data[:HEAD_BYTES]):
         raise BadInput(WHOLE_FILE, "looks binary, not like text", "unsupported")
     return data
 

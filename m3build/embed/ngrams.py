@@ -161,6 +161,7 @@ def count_ngrams(folded: list[str]) -> NgramCounts:
     classes = _class_table()[codes]
     keys = np.concatenate(
         [
+            np.empty(0, dtype=np.uint32),
             *_word_keys(codes, classes == _WORD, numbers),
             *_run_keys(codes, classes == _IDEOGRAPH, numbers, IDEOGRAPH_LENGTHS),
             *_run_keys(codes, classes == _UNSPACED, numbers, UNSPACED_LENGTHS),

@@ -82,6 +82,9 @@ def open_part(state: IndexState, buffer: bytes | memoryview | npt.NDArray[np.uin
             index = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         except (RuntimeError, MemoryError, ValueError) as problem:
             raise CorruptError(f"index: FAISS cannot read the file: {_last_line(problem)}") from problem
+    # FAISS 1.15 does not notice when a file ends inside the last element of a list, nor that bytes follow.
+    if reader.rp_ != len(data):
+        raise CorruptError(f"index: the file has {len(data)} bytes, but what it holds takes {reader.rp_}")
     problem_text = _misfit(state, index, rows)
     if problem_text:
         raise CorruptError(

@@ -159,13 +159,22 @@ def _shape_of(
 
 
 def _load_tokenizer(source: ModelSource, facts: ModelFacts, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
+    """The tokenizer of a model directory: ``tokenizer.json`` exactly as it stands where there is one.
 
+    AutoTokenizer rather goes by the architecture, and its classes rebuild and amend what the file says,
+    differently from one version of transformers to the next.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind: Any = PreTrainedTokenizerFast if (source.directory / "tokenizer.json").is_file() else AutoTokenizer
+    options = {"trust_remote_code": True} if trust_remote_code and kind is AutoTokenizer else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.directory, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+        tokenizer = kind.from_pretrained(source.directory, local_files_only=True, **options)
+    except Exception as error:
+        # The tokenizers library raises the bare class for a file that it cannot use.
+        expected = (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError)
+        if type(error) is not Exception and not isinstance(error, expected):
+            raise
         raise UsageError(f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UsageError(

@@ -45,7 +45,10 @@ def model_facts(config: Any, name: str) -> ModelFacts:
 def check_supported(config: Any, name: str, trust_remote_code: bool) -> None:
     """Raises MismatchError, naming model and architecture, for a model that cannot write memories."""
     from transformers import AutoModel
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     kind = str(config.model_type)
 
@@ -56,7 +59,9 @@ def check_supported(config: Any, name: str, trust_remote_code: bool) -> None:
         raise refuse("an encoder-decoder")
     if config.get_text_config() is not config:
         raise refuse("which is made of several models")
-    if getattr(config, "is_decoder", None) is False:
+    # GPT-NeoX has is_decoder False too, so the flag counts only where the architecture is also used as an
+    # encoder.
+    if getattr(config, "is_decoder", None) is False and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise refuse("an encoder")
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
         raise refuse("whose attention is not causal")

@@ -8,7 +8,6 @@ are written and read as streams of record batches: neither a large file nor a lo
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from m3build.chunking import Chunker
 from m3build.corpus import SourceFile, SourceOptions, SourceRange, read_range, split
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.records import Chunk, Document, Reject
+from m3build_formats.canonical_json import canonical_json
 from m3build_formats.layout import MAX_DOCUMENT_ID_BYTES, MAX_METADATA_BYTES, MAX_TITLE_BYTES
 from m3build_formats.shard_tables import DocumentRow
 
@@ -185,8 +185,8 @@ def _documents(
 ) -> Iterator[Document]:
     for item in unit.ranges:
         for record in read_range(item, options):
-            if isinstance(record, Document) and (long := _too_long(record)):
-                record = long
+            if isinstance(record, Document) and (bad := _unstorable(record)):
+                record = bad
             if isinstance(record, Reject):
                 counts["unsupported_files" if record.kind == "unsupported" else "rejects"] += 1
                 rejects.append(record)
@@ -199,20 +199,21 @@ def _documents(
                 yield record
 
 
-def _too_long(document: Document) -> Reject | None:
+def _unstorable(document: Document) -> Reject | None:
     """A reject for a document whose id, title or metadata a bank cannot hold."""
+    where = f"position {document.position}"
+    try:
+        metadata = canonical_json(dict(document.metadata))
+    except ValueError as error:
+        return Reject(document.source, where, f"a kept field cannot be stored: {error}")
     for name, value, limit in (
         ("id", document.id, MAX_DOCUMENT_ID_BYTES),
         ("title", document.title, MAX_TITLE_BYTES),
-        ("metadata", _metadata(document) if document.metadata else "", MAX_METADATA_BYTES),
+        ("metadata", metadata, MAX_METADATA_BYTES),
     ):
         if len(value.encode()) > limit:
-            return Reject(document.source, f"position {document.position}", f"its {name} has more than {limit} bytes")
+            return Reject(document.source, where, f"its {name} has more than {limit} bytes")
     return None
-
-
-def _metadata(document: Document) -> str:
-    return json.dumps(dict(document.metadata), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def _batches(
@@ -236,7 +237,7 @@ def _row(document: Document, chunks: int) -> DocumentRow:
         source=document.source,
         position=document.position,
         title=document.title,
-        metadata=_metadata(document),
+        metadata=canonical_json(dict(document.metadata)),
         sha256=hashlib.sha256(document.text.encode("utf-8")).digest(),
         characters=len(document.text),
         chunks=chunks,

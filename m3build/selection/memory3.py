@@ -15,7 +15,7 @@ import torch
 
 from m3build.capture import LayerCapture
 from m3build.selection.base import References, Selector
-from m3build.selection.logits import by_blocks, forbid, own_tokens, restore
+from m3build.selection.logits import by_blocks, own_tokens, restore, sum_over_queries
 
 
 class Memory3(Selector):
@@ -25,14 +25,9 @@ class Memory3(Selector):
 
     def scores(self, layer: LayerCapture, references: References) -> torch.Tensor:
         query, key, mask = own_tokens(layer, references)
-        group = layer.group
-        closed = forbid(~mask)[:, None, None, :]
 
         def received(logits: torch.Tensor, part: slice) -> torch.Tensor:
-            own = mask[part]
-            weights = torch.softmax(logits.add_(closed[part]), dim=-1)
-            # A row vector of ones and zeros sums over the own queries of all heads of the group, in one pass.
-            queries = own.repeat(1, group)[:, None, None, :].to(weights.dtype)
-            return torch.matmul(queries, weights).squeeze(-2)
+            return sum_over_queries(torch.softmax(logits, dim=-1), mask[part])
 
-        return restore(by_blocks(query, key, layer.scaling, layer.softcap, received), references)
+        closed = ~mask[:, None, :]
+        return restore(by_blocks(query, key, layer.scaling, layer.softcap, closed, received), references)

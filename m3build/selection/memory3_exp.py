@@ -3,9 +3,9 @@ query.
 
     w_j = Σ_g Σ_i exp( q_{g,i} · k_j · scale )
 
-exp overflows float32 at 88, which real logits reach, so the scores are log w_j: the same ranking, by
-logsumexp. (Two sums that differ by less than float32 resolves in their logarithm count as equal, and the
-earlier token is kept.)
+exp overflows float32 at 88, which real logits reach, so the scores are log w_j, with each column's largest
+logit taken out before: the same ranking, and no column over- or underflows. (Sums that differ by less than
+float32 resolves in their logarithm count as equal, and the earlier token is kept.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from m3build.capture import LayerCapture
 from m3build.selection.base import References, Selector
-from m3build.selection.logits import by_blocks, forbid, own_tokens, restore
+from m3build.selection.logits import by_blocks, own_tokens, restore, sum_over_queries
 
 
 class Memory3Exp(Selector):
@@ -27,9 +27,11 @@ class Memory3Exp(Selector):
 
     def scores(self, layer: LayerCapture, references: References) -> torch.Tensor:
         query, key, mask = own_tokens(layer, references)
-        closed = forbid(~mask).repeat(1, layer.group)[:, None, :, None]
 
         def received(logits: torch.Tensor, part: slice) -> torch.Tensor:
-            return torch.logsumexp(logits.add_(closed[part]), dim=-2)
+            most = logits.amax(dim=-2, keepdim=True)
+            total = sum_over_queries(logits.sub_(most).exp_(), mask[part])
+            return total.log() + most.squeeze(-2)
 
-        return restore(by_blocks(query, key, layer.scaling, layer.softcap, received), references)
+        closed = ~mask.repeat(1, layer.group)[:, :, None].expand(-1, -1, mask.shape[-1])
+        return restore(by_blocks(query, key, layer.scaling, layer.softcap, closed, received), references)

@@ -13,7 +13,7 @@ import torch
 
 from m3build.capture import LayerCapture
 from m3build.selection.base import References, Selector
-from m3build.selection.logits import by_blocks, forbid
+from m3build.selection.logits import by_blocks, sum_over_queries
 
 
 class Observed(Selector):
@@ -23,17 +23,21 @@ class Observed(Selector):
     name: ClassVar[str] = "observed"
 
     def scores(self, layer: LayerCapture, references: References) -> torch.Tensor:
-        mask, group = references.mask, layer.group
+        mask = references.mask
         places = torch.arange(mask.shape[-1], device=layer.key.device)
         distance = places[:, None] - places[None, :]
-        hidden = distance < 0
+        closed = distance < 0
         if layer.sliding_window is not None:
-            hidden |= distance >= layer.sliding_window
-        closed = forbid(hidden).repeat(group, 1)
+            closed |= distance >= layer.sliding_window
 
         def received(logits: torch.Tensor, part: slice) -> torch.Tensor:
-            weights = torch.softmax(logits.add_(closed), dim=-1)
-            queries = mask[part].repeat(1, group)[:, None, None, :].to(weights.dtype)
-            return torch.matmul(queries, weights).squeeze(-2)
+            return sum_over_queries(torch.softmax(logits, dim=-1), mask[part])
 
-        return by_blocks(layer.rotated_query, layer.rotated_key, layer.scaling, layer.softcap, received)
+        return by_blocks(
+            layer.rotated_query,
+            layer.rotated_key,
+            layer.scaling,
+            layer.softcap,
+            closed.repeat(layer.group, 1)[None],
+            received,
+        )

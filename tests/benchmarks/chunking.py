@@ -98,7 +98,6 @@ class CountingEncoder:
     def __init__(self, chunker: Chunker) -> None:
         self._encoder: Any = chunker._encoder
         self.characters = self.texts = 0
-        self.bytes_per_token = self._encoder.bytes_per_token
         chunker._encoder = self  # type: ignore[assignment]
 
     def encode(self, texts: Sequence[str]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from m3build_formats.arrays_file import write_arrays
 from m3build_formats.commit import BankWriter
 from m3build_formats.data_directory import FileTarget
@@ -117,12 +118,17 @@ def bank_files(target: FileTarget) -> BankFileEntries:
     return BankFileEntries(
         codec=write_arrays(target, "codec", {"means": np.arange(6, dtype=np.float32).reshape(2, 3)}),
         embedder=write_arrays(target, "embedder", {"frequencies": np.arange(50, dtype=np.uint32)}),
-        rejects=write_rejects(target, [RejectRow("a.jsonl", "line 3", "broken JSON"), RejectRow("b.pdf", "", "pdf", "unsupported")]),
+        rejects=write_rejects(
+            target,
+            [RejectRow("a.jsonl", "line 3", "broken JSON"), RejectRow("b.pdf", "", "pdf", "unsupported")],
+        ),
         eval=write_evaluation(target, {"loss": 1.25}),
     )
 
 
-def contents(shards: Sequence[ShardEntry], files: BankFileEntries, operation: str = "compile") -> VersionContents:
+def contents(
+    shards: Sequence[ShardEntry], files: BankFileEntries, operation: str = "compile"
+) -> VersionContents:
     """Version contents that fit the sample's shapes."""
     rows = sum(shard.rows for shard in shards)
     return VersionContents(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
+
 from m3build_formats.arrays_file import ARRAYS_SCHEMA, read_arrays, write_arrays
 from m3build_formats.arrow_file import write_table
 from m3build_formats.data_directory import DataDirectory
@@ -26,7 +27,9 @@ def mapped(directory: Path, entry: FileEntry) -> memoryview:
     arrays=st.dictionaries(
         st.text(min_size=1, max_size=10),
         st.sampled_from(ARRAY_DTYPES).flatmap(
-            lambda dtype: st_numpy.arrays(np.dtype(dtype), st_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+            lambda dtype: st_numpy.arrays(
+                np.dtype(dtype), st_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+            )
         ),
         max_size=4,
     )
@@ -48,7 +51,9 @@ def test_the_file_depends_on_the_arrays_alone(tmp_path: Path) -> None:
     with DataDirectory(tmp_path) as data:
         entry = write_arrays(data, "codec", {"a": array, "b": array[1]})
         assert entry == write_arrays(data, "codec", {"b": array[1].copy(), "a": np.asfortranarray(array)})
-        assert entry == write_arrays(data, "codec", {"a": array.astype(">f4"), "b": np.repeat(array[1], 2)[::2]})
+        assert entry == write_arrays(
+            data, "codec", {"a": array.astype(">f4"), "b": np.repeat(array[1], 2)[::2]}
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bool", "complex64", "object", "datetime64[s]", "S4"])
@@ -81,7 +86,9 @@ def hostile(directory: Path, rows: list[dict[str, Any]]) -> tuple[FileEntry, mem
         ("float32", [], 0),
     ],
 )
-def test_an_array_that_does_not_fit_its_bytes_is_corrupt(tmp_path: Path, dtype: str, shape: list[int], size: int) -> None:
+def test_an_array_that_does_not_fit_its_bytes_is_corrupt(
+    tmp_path: Path, dtype: str, shape: list[int], size: int
+) -> None:
     entry, data = hostile(tmp_path, [{"name": "a", "dtype": dtype, "shape": shape, "data": bytes(size)}])
     with pytest.raises(CorruptError, match="'a'"):
         read_arrays(entry, data)

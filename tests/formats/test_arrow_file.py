@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from m3build_formats.arrow_file import CheckedArrowFile, batch_digest, write_table
 from m3build_formats.data_directory import TableShape
 from m3build_formats.entries import Batches, FileEntry
 from m3build_formats.errors import CorruptError
 
-SCHEMA = pa.schema([pa.field("number", pa.uint32(), nullable=False), pa.field("word", pa.string(), nullable=False)])
+SCHEMA = pa.schema(
+    [pa.field("number", pa.uint32(), nullable=False), pa.field("word", pa.string(), nullable=False)]
+)
 
 
 def record_batch(first: int, rows: int) -> Any:
@@ -178,7 +181,7 @@ def test_a_schema_message_in_place_of_a_batch_is_refused() -> None:
     data, head, _ = ipc_file([record_batch(0, 2)], SCHEMA)
     doubled = data[:head] + data[8:head]
     file = CheckedArrowFile(entry_of_any(doubled, 2, 2, head, [len(doubled)]), memoryview(doubled), SCHEMA)
-    with pytest.raises(CorruptError, match="schema message|does not parse"):
+    with pytest.raises(CorruptError, match=r"schema message|does not parse"):
         file.batch(0)
 
 

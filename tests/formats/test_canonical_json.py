@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3build_formats.canonical_json import canonical_json, check_json_value, parse_json
 from m3build_formats.layout import MAX_JSON_DEPTH, MAX_JSON_INTEGER
 
@@ -17,7 +18,9 @@ scalars = (
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text()
 )
-values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+)
 
 
 @given(values)
@@ -32,7 +35,7 @@ def test_the_form_is_the_same_however_the_input_was_written(value: object) -> No
 
 
 def test_the_form_is_sorted_dense_and_unescaped() -> None:
-    value = {"b": [1, 2.0, 1e22, 1e-7, -0.0], "a": "é\n\u2028\x7f\x01\"\\/", "B": None}
+    value = {"b": [1, 2.0, 1e22, 1e-7, -0.0], "a": 'é\n\u2028\x7f\x01"\\/', "B": None}
     expected = '{"B":null,"a":"é\\n\u2028\x7f\\u0001\\"\\\\/","b":[1,2.0,1e+22,1e-07,-0.0]}'
     assert canonical_json(value) == expected
 
@@ -92,7 +95,7 @@ def test_text_that_is_not_strict_json_is_a_value_error(text: bytes) -> None:
 @pytest.mark.parametrize("depth", [MAX_JSON_DEPTH + 1, 100_000])
 def test_deep_nesting_is_refused_without_a_crash(opening: bytes, depth: int) -> None:
     closing = b"]" if opening == b"[" else b"}"
-    with pytest.raises(ValueError, match="nested|recursion"):
+    with pytest.raises(ValueError, match=r"nested|recursion"):
         parse_json(opening * depth + b"1" + closing * depth)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from m3build_formats.bank import read_manifest
 from m3build_formats.canonical_json import canonical_json
 from m3build_formats.entries import FileEntry
@@ -236,7 +237,11 @@ def schema_accepts() -> Callable[[object], bool]:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -251,7 +256,9 @@ def test_what_the_schema_refuses_the_reader_refuses(
     place, key = value, None
     while isinstance(place, (dict, list)) and place:
         parent = place
-        key = data.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        key = data.draw(
+            st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1)
+        )
         place = place[key]
         if data.draw(st.booleans()):
             break
@@ -264,7 +271,7 @@ def test_what_the_schema_refuses_the_reader_refuses(
 SAME_BY_SCHEMA = [
     (path, value)
     for path, value in BAD
-    # What crosses fields, and the order of numbers, is beyond JSON Schema; an integral 1.0 is an integer to it.
+    # What crosses fields and the order of numbers are beyond JSON Schema; 1.0 is an integer to it.
     if (path, value)
     not in [
         ("version", 1.0),
@@ -286,7 +293,9 @@ SAME_BY_SCHEMA = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), SAME_BY_SCHEMA, ids=[f"{path}={value!r:.30}" for path, value in SAME_BY_SCHEMA])
+@pytest.mark.parametrize(
+    ("path", "value"), SAME_BY_SCHEMA, ids=[f"{path}={value!r:.30}" for path, value in SAME_BY_SCHEMA]
+)
 def test_the_schema_refuses_it_too(
     manifest: Manifest, schema_accepts: Callable[[object], bool], path: str, value: object
 ) -> None:
@@ -319,7 +328,9 @@ def test_info_has_the_facts_and_counts_each_file_once(manifest: Manifest) -> Non
     facts = describe(manifest)
     sizes = {name: entry.bytes for name, (_, entry) in manifest.all_files().items()}
     assert facts["bytes"]["total"] == sum(sizes.values())
-    assert facts["bytes"]["text"] == sum(size for name, size in sizes.items() if ".chunks." in name or ".documents." in name)
+    assert facts["bytes"]["text"] == sum(
+        size for name, size in sizes.items() if ".chunks." in name or ".documents." in name
+    )
     assert facts["chunks"] == 47
     assert facts["shards"] == 2
     assert facts["model"]["memory_layers"] == [0, 2]

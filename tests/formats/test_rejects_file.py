@@ -7,6 +7,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from m3build_formats.data_directory import DataDirectory
 from m3build_formats.entries import FileEntry
 from m3build_formats.errors import CorruptError
@@ -20,7 +21,9 @@ def entry_for(data: bytes, rows: int | None = None) -> FileEntry:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.builds(RejectRow, source=st.text(), where=st.text(), reason=st.text(), kind=st.text())))
+@given(
+    rows=st.lists(st.builds(RejectRow, source=st.text(), where=st.text(), reason=st.text(), kind=st.text()))
+)
 def test_rejects_come_back_as_they_were(tmp_path: Path, rows: list[RejectRow]) -> None:
     with DataDirectory(tmp_path) as data:
         entry = write_rejects(data, rows)
@@ -66,7 +69,9 @@ def test_another_number_of_lines_is_corrupt() -> None:
         list(read_rejects(entry_for(data, 4), memoryview(data)))
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"\x28\xb5\x2f\xfd", zstandard.compress(LINE * 1000)[:-9]], ids=len)
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"\x28\xb5\x2f\xfd", zstandard.compress(LINE * 1000)[:-9]], ids=len
+)
 def test_a_broken_frame_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptError):
         list(read_rejects(entry_for(data, 1000), memoryview(data)))
@@ -77,7 +82,7 @@ def test_a_frame_that_declares_an_absurd_size_is_refused_before_decompression() 
     declared = zstandard.get_frame_parameters(bytes(bomb)).content_size
     where = bytes(bomb).index(declared.to_bytes(4, "little"))
     bomb[where : where + 4] = (0xFFFFFFF0).to_bytes(4, "little")
-    with pytest.raises(CorruptError, match="declares|window"):
+    with pytest.raises(CorruptError, match=r"declares|window"):
         list(read_rejects(entry_for(bytes(bomb)), memoryview(bytes(bomb))))
 
 

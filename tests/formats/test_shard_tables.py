@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sample_bank import DIM, ROW_BYTES, chunk_rows, document_rows, embedding_array, memory_array
+
 from m3build_formats import layout
 from m3build_formats.bank import open_bank
 from m3build_formats.data_directory import DataDirectory
@@ -25,7 +27,6 @@ from m3build_formats.shard_tables import (
     write_index,
     write_memories,
 )
-from sample_bank import DIM, ROW_BYTES, chunk_rows, document_rows, embedding_array, memory_array
 
 
 def grouped(array: np.ndarray, cuts: Sequence[int]) -> Iterator[np.ndarray]:
@@ -48,7 +49,9 @@ def test_memories_bytes_depend_on_the_rows_alone(
         "plain": array,
         "strided": np.repeat(array, 2, axis=0)[::2],
         "fortran": np.asfortranarray(array),
-        "offset": np.concatenate([np.full((1, width), 9, np.uint8), array, np.full((1, width), 7, np.uint8)])[1:-1],
+        "offset": np.concatenate([np.full((1, width), 9, np.uint8), array, np.full((1, width), 7, np.uint8)])[
+            1:-1
+        ],
     }[view]
     with DataDirectory(tmp_path) as data:
         assert write_memories(data, grouped(shown, cuts), width) == write_memories(data, [array], width)
@@ -192,7 +195,12 @@ def test_a_chunk_over_a_limit_is_an_input_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((2, 3), np.uint8), np.zeros((2, 4), np.int8), np.zeros(4, np.uint8), np.zeros((1, 2, 4), np.uint8)],
+    [
+        np.zeros((2, 3), np.uint8),
+        np.zeros((2, 4), np.int8),
+        np.zeros(4, np.uint8),
+        np.zeros((1, 2, 4), np.uint8),
+    ],
     ids=str,
 )
 def test_an_array_of_another_shape_or_type_is_refused(tmp_path: Path, array: np.ndarray) -> None:
@@ -256,4 +264,7 @@ def test_reference_text_is_that_of_the_compiler() -> None:
     records = pytest.importorskip("m3build.records")
     for title, text in (("", "a"), ("t", "a"), ("t", "")):
         assert layout.reference_text(title, text) == records.reference_text(title, text)
-    assert hashlib.sha256(layout.reference_text("t", "a").encode()).hexdigest() == hashlib.sha256(b"t\na").hexdigest()
+    assert (
+        hashlib.sha256(layout.reference_text("t", "a").encode()).hexdigest()
+        == hashlib.sha256(b"t\na").hexdigest()
+    )

@@ -1,10 +1,10 @@
-"""Arrow IPC files (which Feather version 2 is), Arrow IPC streams and Feather version 1; ranges of a file
-are runs of record batches.
+"""Arrow IPC files (which Feather version 2 is) and Arrow IPC streams; ranges are runs of record batches.
 
-A record batch is the smallest thing that can be read. Where the batches are large the file is
-memory-mapped, so that an uncompressed one is paged in as its rows are passed (Polars writes a frame of any
-size as one batch); else it is read, since a map of a file that somebody truncates meanwhile would kill the
-process. Structure is validated in full before a value is touched: Arrow trusts its offsets.
+A record batch is the smallest thing that can be read. Where batches are large the file is memory-mapped, so
+that an uncompressed one is paged in as its rows are passed (Polars writes a frame of any size as one batch);
+else it is read, since a map of a file that somebody truncates meanwhile would kill the process. Structure is
+validated in full before a value is touched: Arrow trusts its offsets. Feather version 1 is refused by name:
+pyarrow is giving it up, and its reader crashes on damaged files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def split(file: SourceFile, options: SourceOptions) -> list[SourceRange]:
                 ranges.append(SourceRange(file, start, end, first))
                 first += sum(reader.get_batch(index).num_rows for index in range(start, end))
             return ranges
-    except (pa.ArrowException, ValueError):
+    except (pa.ArrowException, ValueError, MemoryError):
         return [SourceRange(file)]
 
 
@@ -92,7 +92,7 @@ def read(part: SourceRange, options: SourceOptions) -> Iterator[Document | Rejec
                 else:
                     yield from rows(batch, row, part.file, options)
                 row += batch.num_rows
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, MemoryError) as error:
         raise BadInput(
             f"row {row}" if row else WHOLE_FILE, f"not a readable Arrow file: {first_line(error)}"
         ) from error
@@ -105,12 +105,9 @@ def _batches(
     import pyarrow as pa
 
     if magic.startswith(_FEATHER_1_MAGIC):
-        from pyarrow import feather
-
-        # A version 1 file is one batch by its nature, and of an age that had no large ones.
-        columns = check_columns(feather.read_table(cast("Any", native), columns=[]).schema, options)
-        yield from feather.read_table(cast("Any", native), columns=columns).to_batches()
-        return
+        raise BadInput(
+            WHOLE_FILE, "Feather version 1 is not read; write it anew as version 2, with pyarrow or pandas"
+        )
     if magic != _FILE_MAGIC:
         with pa.ipc.open_stream(native) as stream:
             columns = check_columns(stream.schema, options)
@@ -143,7 +140,7 @@ def _invalid(batch: pa.RecordBatch) -> str:
         for column in batch.columns:
             other = as_bytes.get(column.type)
             (column if other is None else column.view(other)).validate(full=True)
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, MemoryError) as error:
         return first_line(error)
     return ""
 

@@ -71,18 +71,16 @@ def read(part: SourceRange, options: SourceOptions) -> Iterator[Document | Rejec
     file = part.file
     with open_bytes(file) as opened:
         stream: BinaryIO = opened
+        encoding = encoding_of(opened.peek(LONGEST_MARK), options)
+        if encoding == "utf-8-sig":
+            encoding = "utf-8"
+        elif not is_newline_safe(encoding):
+            stream, encoding = io.BufferedReader(_AsUtf8(opened, options)), "utf-8"
+        position = 0
         if part.start:
-            encoding = options.encoding
             position = part.start - 1
             opened.seek(position)
             position += _skip_line(opened, part.end, position, None)
-        else:
-            encoding = encoding_of(opened.peek(LONGEST_MARK), options)
-            position = 0
-            if encoding == "utf-8-sig":
-                position, encoding = len(opened.read(len(_UTF8_MARK))), "utf-8"
-            elif not is_newline_safe(encoding):
-                stream, encoding = io.BufferedReader(_AsUtf8(opened, options)), "utf-8"
         yield from _records(stream, part, position, encoding, options)
 
 
@@ -106,6 +104,8 @@ def _records(
             )
             position += _skip_line(stream, end, position, skip_limit)
             continue
+        if start == 0:
+            line = line.removeprefix(_UTF8_MARK)
         try:
             text = line.decode(encoding, options.encoding_errors)
         except UnicodeDecodeError as error:
@@ -119,9 +119,10 @@ def _records(
 
 
 def _skip_line(stream: BinaryIO, end: int | None, position: int, limit: int | None) -> int:
-    """Reads to the end of the line, or to ``end`` if that comes first, holding little; gives the bytes passed.
+    """Reads to the end of the line, or to ``end`` if that comes first, holding little; gives the bytes
+    passed.
 
-    A line over several ranges is read once in all, not once a range. Raises BadInput past ``limit``.
+    A line over several ranges is read once in all. Raises BadInput past ``limit``.
     """
     passed = 0
     while end is None or position + passed < end:
@@ -131,9 +132,7 @@ def _skip_line(stream: BinaryIO, end: int | None, position: int, limit: int | No
         if not piece or piece.endswith(b"\n"):
             break
         if limit is not None and passed > limit:
-            raise BadInput(
-                f"offset {position}", f"no line end for {limit:,} bytes; the rest of the file is unread"
-            )
+            raise BadInput(f"offset {position}", f"no line end for {limit:,} bytes; the rest is not read")
     return passed
 
 

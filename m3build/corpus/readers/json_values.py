@@ -121,7 +121,7 @@ class ValueScanner:
             if self._skip_limit is not None and self._size > self._skip_limit:
                 raise BadInput(
                     f"element {self._count}",
-                    f"goes on for more than {self._skip_limit:,} characters; the rest of the file is unread",
+                    f"goes on for more than {self._skip_limit:,} characters; the rest is not read",
                 )
 
     def _end(self, text: str, may_be_blank: bool) -> Iterator[str | None]:

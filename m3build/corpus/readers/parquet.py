@@ -1,15 +1,21 @@
 """Parquet: ranges are runs of row groups, read in small batches through buffered column readers; positions
-are row numbers.
+are row numbers. Only the needed columns are read. A damaged row group is one reject, and the next one is
+read.
 
-Only the needed columns are read. The text column stays in its dictionary form where the file has one, so a
-page that says "this long string, a million times" is not written out. A damaged row group is one reject,
-and the next one is read.
+How many rows a batch may have is a question of memory, since a page can say "this long string, a million
+times":
+
+- a row group of at most 32 MiB is read in dictionary form, in which no string is written out twice;
+- in a larger one that form would collect every string, so it is read plainly, a few rows at a time.
+
+(The sizes of single columns would be the better measure, but pyarrow lets exceptions of theirs abort the
+process where a footer is damaged.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from m3build.corpus.options import SourceOptions
 from m3build.corpus.registry import Format
@@ -24,30 +30,28 @@ SURENESS = 9
 _MAGIC = b"PAR1"
 _BUFFER_BYTES = 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024
-_MAX_BATCH_ROWS = 1024
+_DICTIONARY_BYTES = 32 * 1024 * 1024
+_BATCH_ROWS = 64
+_BATCH_ROWS_OF_LARGE_GROUPS = 8
 
 
-def _open(handle: BinaryIO, options: SourceOptions) -> pq.ParquetFile:
+def _open(handle: BinaryIO, **settings: Any) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(
-            handle,
-            read_dictionary=[options.text_field],
-            buffer_size=_BUFFER_BYTES,
-            pre_buffer=False,
-            page_checksum_verification=True,
+            handle, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True, **settings
         )
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise BadInput(WHOLE_FILE, f"not a readable Parquet file: {first_line(error)}") from error
 
 
 def split(file: SourceFile, options: SourceOptions) -> list[SourceRange]:
-    """Runs of row groups of about ``range_bytes`` (as stored); one range for a compressed file."""
+    """Runs of row groups of about ``range_bytes`` (uncompressed); one range for a compressed file."""
     if file.compression is not None:
         return [SourceRange(file)]
-    with open_table(file) as handle, _open(handle, options) as table:
+    with open_table(file) as handle, _open(handle) as table:
         metadata = table.metadata
         ranges: list[SourceRange] = []
         start = first = size = count = 0
@@ -65,36 +69,35 @@ def read(part: SourceRange, options: SourceOptions) -> Iterator[Document | Rejec
     import pyarrow as pa
 
     file = part.file
-    with open_table(file) as handle, _open(handle, options) as table:
-        columns = check_columns(table.schema_arrow, options)
-        metadata = table.metadata
+    with open_table(file) as handle, _open(handle) as plain:
+        columns = check_columns(plain.schema_arrow, options)
+        metadata = plain.metadata
+        by_dictionary = _open(handle, metadata=metadata, read_dictionary=[options.text_field])
         end = metadata.num_row_groups if part.end is None else part.end
         first = part.first
         for group in range(part.start, end):
             row = first
             first += metadata.row_group(group).num_rows
+            table = by_dictionary if metadata.row_group(group).total_byte_size <= _DICTIONARY_BYTES else plain
             try:
                 for batch in table.iter_batches(
-                    _batch_rows(table, group, columns), row_groups=[group], columns=columns, use_threads=False
+                    _batch_rows(metadata.row_group(group)),
+                    row_groups=[group],
+                    columns=columns,
+                    use_threads=False,
                 ):
                     yield from rows(batch, row, file, options)
                     row += batch.num_rows
-            except (pa.ArrowException, OSError, ValueError) as error:
+            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 yield Reject(
                     file.name, f"row group {group}, row {row}", f"damaged Parquet data: {first_line(error)}"
                 )
 
 
-def _batch_rows(table: pq.ParquetFile, group: int, columns: list[str]) -> int:
-    """Rows that take about _BATCH_BYTES, going by the sizes in the footer."""
-    metadata = table.metadata.row_group(group)
-    size = sum(
-        metadata.column(index).total_uncompressed_size
-        for index in range(metadata.num_columns)
-        if metadata.column(index).path_in_schema.split(".")[0] in columns
-    )
-    per_row = size // max(metadata.num_rows, 1)
-    return int(max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(per_row, 1))))
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    """Rows that take about _BATCH_BYTES, going by the sizes in the footer, and few in any case."""
+    most = _BATCH_ROWS if group.total_byte_size <= _DICTIONARY_BYTES else _BATCH_ROWS_OF_LARGE_GROUPS
+    return int(max(1, min(most, _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1))))
 
 
 def sniff(head: bytes, text: str | None) -> int:

@@ -1,11 +1,11 @@
-"""The sentence-transformers embedder, with a stand-in for the library: what it is asked for, and what a bank keeps."""
+"""The sentence-transformers embedder, with a stand-in for the library."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ from m3build_formats.errors import CorruptError, MismatchError, UsageError
 class StandIn:
     """Does what the embedder uses of SentenceTransformer: a vector is the letters of a text, counted."""
 
-    loads: list[dict[str, Any]] = []
-    lengths: list[set[int]] = []
+    loads: ClassVar[list[dict[str, Any]]] = []
+    lengths: ClassVar[list[set[int]]] = []
     max_seq_length = 8
     shift = 0.0
 
@@ -35,8 +35,12 @@ class StandIn:
     def encode_document(self, texts: list[str], **options: Any) -> npt.NDArray[np.float32]:
         assert options["normalize_embeddings"]
         self.lengths.append({len(text.split()) for text in texts})
-        counted = np.array([[text.count(letter) + self.shift for letter in "abcdef"] for text in texts], np.float32)
-        vectors: npt.NDArray[np.float32] = counted / np.maximum(1e-9, np.linalg.norm(counted, axis=1, keepdims=True))
+        counted = np.array(
+            [[text.count(letter) + self.shift for letter in "abcdef"] for text in texts], np.float32
+        )
+        vectors: npt.NDArray[np.float32] = counted / np.maximum(
+            1e-9, np.linalg.norm(counted, axis=1, keepdims=True)
+        )
         return vectors
 
     def encode_query(self, texts: list[str], **options: Any) -> npt.NDArray[np.float32]:
@@ -71,7 +75,9 @@ def test_only_safetensors_and_no_remote_code(library: type[StandIn]) -> None:
     assert library.loads[0]["model_kwargs"] == {"use_safetensors": True}
 
 
-def test_texts_are_encoded_with_others_of_equal_length_only_and_come_back_in_order(library: type[StandIn]) -> None:
+def test_texts_are_encoded_with_others_of_equal_length_only_and_come_back_in_order(
+    library: type[StandIn],
+) -> None:
     embedder = make_embedder("some/model")
     texts = ["a b", "c", "d e f", "f", "a a", ""]
     vectors = embedder.embed(texts)

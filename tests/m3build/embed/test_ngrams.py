@@ -22,7 +22,8 @@ from m3build.embed.ngrams import (
 )
 
 MIXED = st.text(
-    st.sampled_from("abcdefgÄß ,.\n\0_12 中文字記憶ひらカタ한국 ไทยກາမြန් éΣς𐐀𠀀") | st.characters(), max_size=40
+    st.sampled_from("abcdefgÄß ,.\n\0_12 中文字記憶ひらカタ한국 ไทยກາမြန් éΣς𐐀𠀀") | st.characters(),
+    max_size=40,
 )
 
 
@@ -111,7 +112,13 @@ def test_an_overlong_text_is_a_batch_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("ＦＵＬＬ width", "full WIDTH"), ("Straße", "STRASSE"), ("ﬁne", "fine"), ("é", "e\u0301"), ("ΣΑΣ", "σας")],
+    [
+        ("ＦＵＬＬ width", "full WIDTH"),
+        ("Straße", "STRASSE"),
+        ("ﬁne", "fine"),
+        ("é", "e\u0301"),
+        ("ΣΑΣ", "σας"),
+    ],
 )
 def test_spellings_of_one_word_are_one_word(one: str, other: str) -> None:
     assert slow_counts(one) == slow_counts(other)

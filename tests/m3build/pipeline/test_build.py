@@ -1,0 +1,326 @@
+"""From files to a bank: the same bytes whatever the way, nothing lost, work done once."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3build.api import compile as compile_bank
+from m3build.bank import open_bank
+from m3build.config import CompileOptions, RunOptions
+from m3build.pipeline import build as build_module
+from m3build_formats.bank import list_versions, read_manifest
+from m3build_formats.errors import InputError, MismatchError, UsageError
+from m3build_formats.info import describe
+from m3build_formats.verify import verify
+
+WORDS = (
+    "memory layer head token query key value bank shard index chunk reference model attention "
+    "search text file version write read build codec"
+).split()
+
+
+def sentence(number: int) -> str:
+    words = [WORDS[(number * 7 + i * (1 + number % 5)) % len(WORDS)] for i in range(12)]
+    return " ".join(words).capitalize() + f" number {number}."
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Twelve documents of a few paragraphs each, one of them in two places, one empty, one Chinese."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for number in range(12):
+        text = "\n\n".join(" ".join(sentence(number * 40 + i * 8 + j) for j in range(8)) for i in range(4))
+        (directory / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    (directory / "copy-of-00.txt").write_bytes((directory / "00.txt").read_bytes())
+    (directory / "empty.txt").write_text("  \n", encoding="utf-8")
+    (directory / "zh.md").write_text("# 标题\n\n记忆很短。每段文字最多一百二十八个词元！\n", encoding="utf-8")
+    return directory
+
+
+def build(corpus: Path | list[Path], bank: Path, model: Path, **options: Any) -> Any:
+    listed = corpus if isinstance(corpus, list) else [corpus]
+    return compile_bank(listed, bank, model=str(model), **{"shard_chunks": 8, **options})
+
+
+def data_files(bank: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (bank / "data").iterdir()}
+
+
+def test_a_bank_holds_what_the_sources_hold(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    result = build(corpus, tmp_path / "bank", tiny_llama)
+    facts = describe(result.manifest)
+    assert facts["documents"] == 14
+    assert facts["empty_documents"] == 1
+    assert facts["shards"] > 2
+    assert facts["model"]["memory_layers"] == [0, 1]
+    report = verify(tmp_path / "bank")
+    assert not report.problems
+    assert not report.unreachable
+    with open_bank(tmp_path / "bank") as bank:
+        rebuilt: dict[str, list[tuple[int, int, str]]] = {}
+        for shard in bank.files.shards:
+            for chunk in shard.chunks():
+                assert 0 < chunk.tokens <= 128
+                for place in chunk.occurrences:
+                    rebuilt.setdefault(place.document, []).append((place.start, place.end, chunk.text))
+    for path in sorted(corpus.iterdir()):
+        text = path.read_text(encoding="utf-8")
+        spans = sorted(rebuilt.get(path.name, []))
+        assert "".join("".join(part.split()) for _, _, part in spans) == "".join(text.split())
+        assert all(text[start:end] == part for start, end, part in spans)
+
+
+def test_two_builds_in_different_places_give_the_same_bytes(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    build(corpus, tmp_path / "a", tiny_llama)
+    build(corpus, tmp_path / "elsewhere" / "b", tiny_llama, batch_tokens=512)
+    assert data_files(tmp_path / "a") == data_files(tmp_path / "elsewhere" / "b")
+
+
+def test_building_again_changes_nothing_and_makes_no_version(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama)
+    again = compile_bank(corpus, tmp_path / "bank")
+    assert not again.changed
+    assert again.encoded == 0
+    assert list_versions(tmp_path / "bank") == [1]
+
+
+def test_scratch_files_are_gone_after_a_build(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama)
+    assert not (tmp_path / "bank" / "build").exists()
+
+
+def test_an_edit_encodes_only_the_chunks_that_changed(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    first = build(corpus, tmp_path / "bank", tiny_llama)
+    path = corpus / "05.txt"
+    path.write_text(path.read_text(encoding="utf-8").replace("number 201.", "number nine."), encoding="utf-8")
+    second = build(corpus, tmp_path / "bank", tiny_llama)
+    assert second.version == 2
+    assert 1 <= second.encoded <= 2
+    assert second.encoded + second.reused + second.repeated == describe(second.manifest)["chunks"]
+    build(corpus, tmp_path / "fresh", tiny_llama, codec_from=str(tmp_path / "bank"), embedder_from=str(tmp_path / "bank"))
+    fresh = read_manifest(tmp_path / "fresh")
+    assert second.manifest.shards == fresh.shards
+    assert first.manifest.shards != second.manifest.shards
+
+
+def test_documents_that_vanish_leave_the_bank(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama)
+    (corpus / "03.txt").unlink()
+    result = build(corpus, tmp_path / "bank", tiny_llama)
+    assert result.encoded == 0
+    assert describe(result.manifest)["documents"] == 13
+
+
+def test_losing_over_half_of_the_documents_must_be_allowed(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama)
+    for path in sorted(corpus.iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(InputError, match="--allow-shrink"):
+        build(corpus, tmp_path / "bank", tiny_llama)
+    assert build(corpus, tmp_path / "bank", tiny_llama, allow_shrink=True).version == 2
+
+
+def test_a_stopped_build_goes_on_and_ends_in_the_same_bytes(
+    corpus: Path, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(corpus, tmp_path / "whole", tiny_llama)
+    original = build_module.MemoryWriter.write
+    calls = 0
+
+    def stop_in_the_middle(self: Any, shard: Any, stage: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return original(self, shard, stage)
+
+    monkeypatch.setattr(build_module.MemoryWriter, "write", stop_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, tmp_path / "stopped", tiny_llama)
+    assert list_versions(tmp_path / "stopped") == []
+    monkeypatch.setattr(build_module.MemoryWriter, "write", original)
+    result = build(corpus, tmp_path / "stopped", tiny_llama)
+    assert result.reused > 0
+    assert result.encoded < describe(result.manifest)["chunks"]
+    assert data_files(tmp_path / "stopped") == data_files(tmp_path / "whole")
+
+
+def test_a_text_that_stands_in_many_shards_is_encoded_once_and_found_once(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for number in range(40):
+        own = " ".join(sentence(number * 10 + i) for i in range(6))
+        (directory / f"{number:02d}.jsonl").write_text(
+            json.dumps({"text": "The very same words about ferrets."}) + "\n" + json.dumps({"text": own}) + "\n",
+            encoding="utf-8",
+        )
+    result = build(directory, tmp_path / "bank", tiny_llama, shard_chunks=4)
+    facts = describe(result.manifest)
+    assert facts["shards"] > 3
+    assert facts["duplicates"] == 39
+    with open_bank(tmp_path / "bank") as bank:
+        holding = sum(any("ferrets" in c.text for c in shard.chunks()) for shard in bank.files.shards)
+        assert 1 < holding <= facts["shards"]
+        assert result.repeated == holding - 1
+        hits = bank.search(["ferrets"], k=5)
+        assert hits.texts[0].count("The very same words about ferrets.") == 1
+        assert len(hits.sources[0][0]) == 40
+
+
+@pytest.mark.parametrize("sentences", [1, 10, 100])
+def test_tiny_corpora_make_banks_that_open(sentences: int, tmp_path: Path, tiny_llama: Path) -> None:
+    source = tmp_path / "few.jsonl"
+    source.write_text(
+        "".join(json.dumps({"text": sentence(i)}) + "\n" for i in range(sentences)), encoding="utf-8"
+    )
+    result = build(source, tmp_path / "bank", tiny_llama)
+    assert describe(result.manifest)["chunks"] == sentences
+    assert not verify(tmp_path / "bank").problems
+    with open_bank(tmp_path / "bank") as bank:
+        assert bank.search([sentence(0)], k=1).texts[0] == [sentence(0)]
+
+
+def test_stored_memories_are_what_the_encoder_gives(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    """Without a codec the bank holds bfloat16 keys and values: the encoder's own, rounded once, row by row."""
+    import torch
+
+    from m3build.encode import ReferenceEncoder
+    from m3build.model import ShapeRequest, load_model
+
+    build(corpus, tmp_path / "bank", tiny_llama, codec="none", dtype="float32", memory_heads="1:1;3:0,1", sparse_tokens="5")
+    model = load_model(
+        str(tiny_llama), ShapeRequest(memory_heads={1: [1], 3: [0, 1]}, sparse_tokens=5), device="cpu", dtype="float32"
+    )
+    with open_bank(tmp_path / "bank") as bank:
+        shard = bank.files.shards[1]
+        rows = list(range(shard.rows))
+        stored = shard.memories(rows)
+        texts = [shard.chunk(row).text for row in rows]
+    tokens = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    for batch in ReferenceEncoder(model).encode(tokens):
+        for at, index in enumerate(batch.indices):
+            expected: list[bytes] = []
+            for members in ([0], [1, 2]):
+                for vectors in (batch.keys, batch.values):
+                    raw = vectors[at, members].to(torch.bfloat16).contiguous().view(torch.uint8)
+                    expected.append(raw.numpy().tobytes())
+            expected.append(batch.positions[at].numpy().tobytes())
+            assert stored[index].tobytes() == b"".join(expected)
+
+
+def test_bad_records_cost_only_themselves(tmp_path: Path, tiny_llama: Path) -> None:
+    source = tmp_path / "records.jsonl"
+    good = [json.dumps({"text": sentence(i)}) for i in range(20)]
+    source.write_text("\n".join([*good[:5], '{"text": ', *good[5:], '{"other": 1}']) + "\n", encoding="utf-8")
+    result = build(source, tmp_path / "bank", tiny_llama, max_rejects="50%")
+    facts = describe(result.manifest)
+    assert (facts["documents"], facts["rejects"]) == (20, 2)
+    with open_bank(tmp_path / "bank") as bank:
+        listed = list(bank.files.rejects())
+    assert [row.source for row in listed] == ["records.jsonl"] * 2
+    assert "line 6" in listed[0].where
+
+
+@pytest.mark.parametrize("limit", ["1%", "1"])
+def test_too_many_rejects_stop_the_build_and_the_bank_stays(
+    limit: str, corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama)
+    (corpus / "bad.jsonl").write_text('{"text": 1}\n{"text": 2}\n{"text": 3}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="--max-rejects"):
+        build(corpus, tmp_path / "bank", tiny_llama, max_rejects=limit)
+    assert list_versions(tmp_path / "bank") == [1]
+
+
+def test_nothing_to_compile_is_an_input_error(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(InputError, match="nothing to compile"):
+        build(tmp_path / "blank.txt", tmp_path / "bank", tiny_llama)
+
+
+def test_another_model_is_refused_unless_rebuilding(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    from models import save_tiny_model
+
+    build(corpus, tmp_path / "bank", tiny_llama)
+    other = save_tiny_model(tmp_path / "other", seed=7)
+    with pytest.raises(MismatchError, match="another model"):
+        build(corpus, tmp_path / "bank", other)
+    assert build(corpus, tmp_path / "bank", other, rebuild=True).version == 2
+
+
+def test_another_option_is_refused_unless_rebuilding(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama)
+    with pytest.raises(MismatchError, match="--sparse-tokens"):
+        build(corpus, tmp_path / "bank", tiny_llama, sparse_tokens="4")
+    result = build(corpus, tmp_path / "bank", tiny_llama, sparse_tokens="4", rebuild=True)
+    assert describe(result.manifest)["model"]["sparse_tokens"] == 4
+
+
+def test_standard_input_is_a_source(tmp_path: Path, tiny_llama: Path) -> None:
+    lines = "".join(json.dumps({"text": sentence(i), "name": f"n{i}", "lang": "en"}) + "\n" for i in range(9))
+    result = build_module.compile_bank(
+        ["-"],
+        tmp_path / "bank",
+        CompileOptions(model=str(tiny_llama), id_field="name", keep_fields=("lang",)),
+        RunOptions(),
+        standard_input=io.BytesIO(lines.encode()),
+    )
+    assert describe(result.manifest)["documents"] == 9
+    with open_bank(tmp_path / "bank") as bank:
+        row = bank.files.shards[0].document(3)
+    assert (row.id, row.source, json.loads(row.metadata)) == ("n3", "-", {"lang": "en"})
+
+
+def test_titles_are_part_of_the_reference_within_its_limit(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    long = "\n\n".join(" ".join(sentence(900 + 8 * i + j) for j in range(8)) for i in range(4))
+    (corpus / "guide.md").write_text(f"# Guide\n\n## Part\n\n{long}\n", encoding="utf-8")
+    build(corpus, tmp_path / "bank", tiny_llama, title=True)
+    with open_bank(tmp_path / "bank") as bank:
+        chunks = [chunk for shard in bank.files.shards for chunk in shard.chunks()]
+    titled = [chunk for chunk in chunks if chunk.title]
+    assert any(chunk.title == "Guide > Part" for chunk in titled)
+    assert all(chunk.tokens <= 128 for chunk in chunks)
+
+
+def test_near_duplicates_are_left_out_and_counted(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    pytest.importorskip("datasketch", reason="needs the near-duplicates extra")
+    text = (corpus / "00.txt").read_text(encoding="utf-8")
+    (corpus / "almost-00.txt").write_text(text.replace("number 3.", "number three."), encoding="utf-8")
+    plain = build(corpus, tmp_path / "plain", tiny_llama)
+    near = build(corpus, tmp_path / "near", tiny_llama, near_duplicates=0.7)
+    facts = describe(near.manifest)
+    assert facts["near_duplicates"] >= 1
+    assert facts["chunks"] + facts["near_duplicates"] >= describe(plain.manifest)["chunks"]
+
+
+def test_an_unknown_option_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="modle"):
+        compile_bank("corpus", tmp_path / "bank", modle="x")
+
+
+def test_errors_of_the_codec_are_measured_on_references_it_was_not_trained_on(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    exact = build(corpus, tmp_path / "none", tiny_llama, codec="none", dtype="float32").manifest.codec
+    coarse = build(corpus, tmp_path / "sq4", tiny_llama, codec="SQ4", dtype="float32").manifest.codec
+    fine = build(corpus, tmp_path / "sq8", tiny_llama, codec="SQ8", dtype="float32").manifest.codec
+    assert exact["key_error"] < fine["key_error"] < coarse["key_error"] < 0.1
+    assert exact["value_error"] < fine["value_error"] < coarse["value_error"] < 0.1
+    assert np.isfinite([exact["key_error"], exact["value_error"]]).all()
