@@ -151,3 +151,7 @@ def _end(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     click.echo(f"m3build: {message}", err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()
