@@ -17,27 +17,30 @@ Design:
   its key and value: that layer's attention, output projection and MLP, later layers and the final norm do not
   run.
 * What is patched (the config's attention name, the rotary function) is patched while a capture runs and
-  restored after, also after an error; captures count in and out under a lock, so they can overlap in threads.
-  Threads that run the same model plainly meanwhile are served by the implementation that the model had.
+  restored after, also after an error (:mod:`m3build.interception`).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from types import ModuleType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from m3build.interception import (
+    Attended,
+    attention_named,
+    eager_attention,
+    function_wrapped,
+    original_attention,
+    original_name,
+)
 from m3build_formats.errors import MismatchError
 
 ATTENTION_NAME = "m3build_capture"
@@ -121,7 +124,6 @@ class LayerCapture:
 
 
 Receiver = Callable[[LayerCapture], None]
-_Attended = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class _Done(BaseException):
@@ -137,6 +139,8 @@ class _Run:
     deepest: int
     receive: Receiver
     has_rotary: bool
+    stop: bool
+    seen: set[int] = field(default_factory=set)
     before: tuple[torch.Tensor, torch.Tensor] | None = None
     after: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -175,9 +179,11 @@ def capture_each(
     *,
     attention_mask: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
+    stop: bool = True,
 ) -> None:
     """As :func:`capture`, but each layer is handed to ``receive`` as soon as it is there, so that no more
-    than one is held at a time."""
+    than one is held at a time. With ``stop`` False the forward pass runs to its end, as a check of the model
+    does."""
     if not layers:
         raise ValueError("no layers to capture")
     module = sys.modules[type(base).__module__]
@@ -186,8 +192,9 @@ def capture_each(
         deepest=max(layers),
         receive=receive,
         has_rotary=hasattr(module, ROTARY_NAME),
+        stop=stop,
     )
-    with _attention_of(base), _rotary_of(module):
+    with attention_named(base.config, ATTENTION_NAME), function_wrapped(module, ROTARY_NAME, _noting):
         token = _RUN.set(run)
         try:
             base(
@@ -197,13 +204,15 @@ def capture_each(
                 use_cache=False,
             )
         except _Done:
-            return
+            pass
         finally:
             _RUN.reset(token)
-    raise MismatchError(
-        f"{type(base).__name__} did not run the attention of layer {run.deepest}"
-        " through transformers' AttentionInterface; m3build cannot take its keys and values."
-    )
+    missing = sorted(run.wanted - run.seen)
+    if missing:
+        raise MismatchError(
+            f"{type(base).__name__} did not run the attention of layer {missing[0]}"
+            " through transformers' AttentionInterface; m3build cannot take its keys and values."
+        )
 
 
 def _attention(
@@ -215,14 +224,19 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     **rest: Any,
-) -> _Attended:
+) -> Attended:
     """The registered attention function: hands a wanted layer over, then runs the library's own attention."""
     run = _RUN.get()
     if run is None:
-        original = _attention_implementation(module)
+        original = original_attention(module)
         return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
-    layer = getattr(module, "layer_idx", None)
-    _check_standard(module, layer, query, key, value, rest)
+    layer = _layer_of(module)
+    _check_standard(module, query, key, value, rest)
+    if layer in run.seen:
+        raise MismatchError(
+            f"{type(module).__name__} runs attention twice in one layer; m3build knows standard attention."
+        )
+    run.seen.add(layer)
     before, after, run.before, run.after = run.before, run.after, None, None
     if layer in run.wanted:
         unrotated = _before_rope(module, run, query, key, before, after)
@@ -240,14 +254,14 @@ def _attention(
             )
         )
         del unrotated
-    if layer == run.deepest:
+    if layer == run.deepest and run.stop:
         raise _Done
     del before, after
-    attend: Callable[..., _Attended] = sdpa_attention_forward
+    attend: Callable[..., Attended] = sdpa_attention_forward
     if rest.get("softcap") is not None:
         # SDPA knows no soft-cap; the modelling module's own eager function does, and adds its mask to the
         # logits.
-        attend = _eager_attention(module)
+        attend = eager_attention(module)
         attention_mask = _additive(attention_mask, query)
     return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
 
@@ -257,7 +271,7 @@ def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
     than the row."""
     build: Callable[..., torch.Tensor | None] = sdpa_mask
     if _RUN.get() is None:
-        build = ALL_MASK_ATTENTION_FUNCTIONS[_original_name(config)]
+        build = ALL_MASK_ATTENTION_FUNCTIONS[original_name(config)]
     return build(*args, config=config, **kwargs)
 
 
@@ -274,21 +288,21 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _mask)
 
 
-def _check_standard(
-    module: torch.nn.Module,
-    layer: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rest: dict[str, Any],
-) -> None:
-    """Refuse attention that the rules of memory3.md do not describe. Raises MismatchError naming the
-    class."""
-    name = type(module).__name__
+def _layer_of(module: torch.nn.Module) -> int:
+    """Number of the layer that an attention module belongs to. Raises MismatchError if it does not say."""
+    layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise MismatchError(
-            f"{name} does not say which layer it is (layer_idx); m3build cannot tell layers apart."
+            f"{type(module).__name__} does not say which layer it is (layer_idx); m3build needs to know."
         )
+    return layer
+
+
+def _check_standard(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rest: dict[str, Any]
+) -> None:
+    """Refuse attention that the rules do not describe. Raises MismatchError naming the class."""
+    name = type(module).__name__
     strange = sorted(k for k, v in rest.items() if v is not None and k not in _STANDARD_ARGUMENTS)
     if strange:
         raise MismatchError(
@@ -330,64 +344,9 @@ def _before_rope(
     return before
 
 
-@dataclass(slots=True)
-class _Patch:
-    """One patched place: how many captures rely on it, and what was there before."""
-
-    users: int
-    original: Any
-
-
-_LOCK = threading.RLock()
-_ATTENTION_PATCHES: dict[int, _Patch] = {}
-_ROTARY_PATCHES: dict[str, _Patch] = {}
-
-
-@contextmanager
-def _attention_of(base: torch.nn.Module) -> Iterator[None]:
-    """While inside, the model's attention goes through :func:`_attention`."""
-    config: Any = base.config
-    with _LOCK:
-        patch = _ATTENTION_PATCHES.get(id(config))
-        if patch is None:
-            patch = _ATTENTION_PATCHES[id(config)] = _Patch(0, config._attn_implementation)
-            config._attn_implementation = ATTENTION_NAME
-        patch.users += 1
-    try:
-        yield
-    finally:
-        with _LOCK:
-            patch.users -= 1
-            if patch.users == 0:
-                config._attn_implementation = patch.original
-                del _ATTENTION_PATCHES[id(config)]
-
-
-@contextmanager
-def _rotary_of(module: ModuleType) -> Iterator[None]:
-    """While inside, the modelling module's rotary function notes what goes in and what comes out, for threads
-    that capture."""
-    original = getattr(module, ROTARY_NAME, None)
-    if original is None:
-        yield
-        return
-    with _LOCK:
-        patch = _ROTARY_PATCHES.get(module.__name__)
-        if patch is None:
-            patch = _ROTARY_PATCHES[module.__name__] = _Patch(0, original)
-            setattr(module, ROTARY_NAME, _noting(original))
-        patch.users += 1
-    try:
-        yield
-    finally:
-        with _LOCK:
-            patch.users -= 1
-            if patch.users == 0:
-                setattr(module, ROTARY_NAME, patch.original)
-                del _ROTARY_PATCHES[module.__name__]
-
-
 def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A rotary function that notes, for a thread that captures, what goes in and what comes out."""
+
     def apply_rotary_pos_emb(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         rotated = original(q, k, *args, **kwargs)
         run = _RUN.get()
@@ -396,25 +355,3 @@ def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
         return rotated
 
     return apply_rotary_pos_emb
-
-
-def _original_name(config: Any) -> str:
-    """The attention implementation that a config has when nothing is captured."""
-    with _LOCK:
-        patch = _ATTENTION_PATCHES.get(id(config))
-        return str(patch.original if patch is not None and patch.original else "sdpa")
-
-
-def _attention_implementation(module: torch.nn.Module) -> Callable[..., _Attended]:
-    """What a thread that does not capture should run while another thread captures from the same model."""
-    name = _original_name(module.config)
-    if name == "eager":
-        return _eager_attention(module)
-    found: Callable[..., _Attended] = ALL_ATTENTION_FUNCTIONS[name]
-    return found
-
-
-def _eager_attention(module: torch.nn.Module) -> Callable[..., _Attended]:
-    """The eager attention of the module's own modelling code."""
-    found: Callable[..., _Attended] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return found

@@ -1,53 +1,44 @@
-"""From a document to its chunks.
+"""From documents to chunks.
 
 Every chunk is encoded by itself, since the encoding of a text is not a stretch of the encoding of the document; that encoding gives the ids that the model
-will see, so it decides whether the chunk fits. Tokenizing costs far more than all else here, hence the aim: encode a chunk once, and right.
+will see, so it decides whether the chunk fits. Tokenizing costs far more than all else here, hence the aim: encode a chunk once, and right (``section``).
 
-A window is forecast (``estimate``), the best boundary in it chosen, and the piece encoded. It fits: take it, and go on behind it. It does
-not: its token ends say exactly what fits, so cut again within that. It fits with much room left (the forecast was far off): try once more with a wider window.
-So a cut depends on the document, the tokenizer and the options alone, and the work is linear in the length of the document.
-
-A long document is first cut into sections at its strongest boundaries, a few in a hundred thousand characters, which are then cut into chunks
-independently. Each is a generator of texts to encode, and ``cut_many`` advances many in step, so that the tokenizer gets batches even of a single
-document. What a section yields does not depend on the others.
+A long document is first cut into sections of some ten thousand characters at its strongest boundaries; they are then cut into chunks independently. Each is a
+generator of texts to encode, and many advance in step, so that the tokenizer gets batches even from a single document. What a section yields depends
+on the document, the tokenizer and the options alone, so batches, groups and threads change nothing; the work is linear in the length of a document.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from m3build.chunking.boundaries import best_cut
-from m3build.chunking.encoder import Encoded, Encoder
-from m3build.chunking.estimate import Estimator, Forecast
+from m3build.chunking.encoder import Encoder
+from m3build.chunking.estimate import Estimator
 from m3build.chunking.outline import Outline
+from m3build.chunking.section import Cutting, cut_section
 from m3build.chunking.titles import Titles
-from m3build.records import Chunk, Document, reference_text
-from m3build_formats.errors import MismatchError, UsageError
-from m3build_formats.layout import MAX_CHUNK_CHARACTERS, MAX_REFERENCE_TOKENS
+from m3build.records import Chunk, Document
+from m3build_formats.errors import UsageError
+from m3build_formats.layout import MAX_REFERENCE_TOKENS
 
 MINIMUM_REFERENCE_TOKENS = 16
 RULE = 1  # grows whenever the same document would be cut in another way
 
-_INK = re.compile(r"\S")
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1024, 1 << 22
-_SECTION = 1 << 15  # characters
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 20  # cut together
+_SECTION = 1 << 14  # characters at most
 _BATCH = 64  # texts for the tokenizer at a time
-_AIM = 1.0  # of the token limit, by forecast
-_SHARE = 0.7  # of what is left goes into the last chunk but one
-_FEW_BYTES = 16  # a token hardly stands for more
-_WIDEN_AT = 1.3  # times the tokens that there were was the forecast
-_MAX_WIDENINGS = 8
-
-Cutting = Generator[str, Encoded, list[Chunk]]
+_TITLE_SHARE = 3  # a title takes at most the limit divided by this
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """How documents are cut: tokens in a chunk at most (the reference BOS not counted), and whether a title goes before each."""
+    """How documents are cut: tokens in a chunk at most (the reference BOS not counted), and whether a title goes before each.
+
+    Raises UsageError for a limit out of range: below 16 a title and a character of an exotic script might not fit together.
+    """
 
     reference_tokens: int = 128
     title: bool = False
@@ -64,7 +55,6 @@ class Chunker:
     """Cuts documents into chunks for one tokenizer.
 
     ``tokenizer`` is a fast transformers tokenizer or a ``tokenizers.Tokenizer``; a copy of it is used. Raises MismatchError for a slow one.
-    Not for use by several threads at once.
     """
 
     def __init__(self, tokenizer: Any, options: ChunkOptions | None = None) -> None:
@@ -79,147 +69,70 @@ class Chunker:
     def cut(self, document: Document) -> list[Chunk]:
         """The chunks of a document in order.
 
-        Their spans cover every character that is not white space once, but for characters at the document's end for which the tokenizer has no token. A blank
-        document has none. Raises MismatchError where a single character takes more tokens than a chunk may have.
+        Their spans cover every character that is not white space once; stretches in which the tokenizer finds no token at all may be left out. A blank document
+        has no chunks. Raises MismatchError where a single character takes more tokens than a chunk may have.
         """
-        return next(iter(self.cut_many([document])))[1]
+        return self._cut_group([document])[0]
 
     def cut_many(self, documents: Iterable[Document]) -> Iterator[tuple[Document, list[Chunk]]]:
-        """Each document with its chunks, in order, as ``cut`` gives them. Holds some four million characters of documents at a time."""
+        """Each document with its chunks, in order, as ``cut`` gives them; faster for short documents.
+
+        Reads ahead by 256 documents or about a million characters at most.
+        """
         for group in _groups(documents):
             yield from zip(group, self._cut_group(group), strict=True)
 
     def _cut_group(self, group: list[Document]) -> list[list[Chunk]]:
-        cuttings: list[Cutting] = []
         owners: list[int] = []
+        cuttings: list[Cutting] = []
         for owner, document in enumerate(group):
             outline = Outline(document)
-            for start, end in _sections(document.text, outline):
-                cuttings.append(self._cutting(document, outline, start, end))
+            for section in _sections(document.text, outline):
                 owners.append(owner)
+                cuttings.append(self._cutting(document, outline, section))
         results: list[list[Chunk]] = [[] for _ in group]
         for owner, chunks in zip(owners, self._in_step(cuttings), strict=True):
             results[owner] += chunks
         return results
 
+    def _cutting(self, document: Document, outline: Outline, span: tuple[int, int]) -> Cutting:
+        """A generator that does nothing before its turn, so that only sections in work hold forecasts."""
+        limit = self.options.reference_tokens
+        titles = Titles(outline, limit // _TITLE_SHARE) if self.options.title else None
+        forecast = self._estimator.forecast(document.text[slice(*span)])
+        return (yield from cut_section(document, outline, span, forecast, limit, titles))
+
     def _in_step(self, cuttings: list[Cutting]) -> list[list[Chunk]]:
-        """Run generators, as many at a time as make a good batch; results in their order."""
+        """Run generators, as many at a time as make a good batch; their results in their order."""
         results: list[list[Chunk]] = [[] for _ in cuttings]
-        todo = iter(enumerate(cuttings))
+        fresh = enumerate(cuttings)
         waiting: list[tuple[int, Cutting, str]] = []
         while True:
-            while len(waiting) < _BATCH and (fresh := next(todo, None)):
-                self._advance(*fresh, None, waiting, results)
+            while len(waiting) < _BATCH and (started := next(fresh, None)):
+                index, cutting = started
+                try:
+                    waiting.append((index, cutting, next(cutting)))
+                except StopIteration as end:
+                    results[index] = end.value
             if not waiting:
                 return results
             answers = self._encoder.encode([text for _, _, text in waiting])
             asked, waiting = waiting, []
             for (index, cutting, _), answer in zip(asked, answers, strict=True):
-                self._advance(index, cutting, answer, waiting, results)
-
-    @staticmethod
-    def _advance(
-        index: int,
-        cutting: Cutting,
-        answer: Encoded | None,
-        waiting: list[tuple[int, Cutting, str]],
-        results: list[list[Chunk]],
-    ) -> None:
-        try:
-            text = next(cutting) if answer is None else cutting.send(answer)
-        except StopIteration as end:
-            results[index] = end.value
-        else:
-            waiting.append((index, cutting, text))
-
-    def _cutting(self, document: Document, outline: Outline, begin: int, stop: int) -> Cutting:
-        """Cut one section: yield texts to encode, take their encodings, return the chunks."""
-        section = _Section(document, outline, begin, stop, self._estimator.forecast(document.text[begin:stop]))
-        titles = Titles(outline, self.options.reference_tokens // 3) if self.options.title else None
-        chunks: list[Chunk] = []
-        found = _INK.search(document.text, begin, stop)
-        while found:
-            title, title_tokens = (yield from titles.title_at(found.start())) if titles else ("", 0)
-            chunk = yield from section.next_chunk(found.start(), title, title_tokens, self.options.reference_tokens)
-            if chunk.token_ids:
-                chunks.append(chunk)
-            found = _INK.search(document.text, chunk.end, stop)
-        return chunks
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """A part of a document that is cut by itself, with the forecast of its tokens."""
-
-    document: Document
-    outline: Outline
-    begin: int
-    stop: int
-    forecast: Forecast
-
-    def next_chunk(self, start: int, title: str, title_tokens: int, limit: int) -> Generator[str, Encoded, Chunk]:
-        """The chunk that starts at ``start``, with ``title`` before it."""
-        text, forecast, begin = self.document.text, self.forecast, self.begin
-        lead = len(reference_text(title, " ")) - 1
-        widest = min(self.stop, start + MAX_CHUNK_CHARACTERS - lead)
-        window = self._window(start, limit - title_tokens)
-        high = max(start + 1, min(widest, begin + forecast.reach(start - begin, window)))
-        best_end, best = start, Encoded((), ())
-        may_widen = _MAX_WIDENINGS
-        while True:
-            at = high if high == self.stop else best_cut(text, start, high, self.outline)
-            end = start + len(text[start:at].rstrip())
-            if end <= best_end:
-                break
-            encoded = yield reference_text(title, text[start:end])
-            tokens = len(encoded.ids)
-            if tokens > limit:
-                if end - start == 1:
-                    raise _too_many(self.document, start, tokens, limit)
-                high = min(max(start + 1, start + _fitting(encoded, limit) - lead), end - 1)
-                may_widen = 0
-            else:
-                best_end, best = end, encoded
-            own_tokens = tokens - bisect_right(encoded.ends, lead) if lead else tokens
-            excess = forecast.learn(start - begin, end - begin, own_tokens)
-            if tokens > limit:
-                continue
-            if excess < _WIDEN_AT or not may_widen or high == widest:
-                break
-            may_widen -= 1
-            high = max(high, min(widest, begin + forecast.reach(start - begin, window)))
-        return Chunk(text[start:best_end], start, best_end, title, best.ids, best.ends)
-
-    def _window(self, start: int, tokens: int) -> float:
-        """Tokens to aim at: ``tokens``, or less where little would be left for the last chunk of the section."""
-        window = tokens * _AIM
-        rest = 0.0
-        if self.stop - start < _FEW_BYTES * tokens:
-            rest = self.forecast.tokens(start - self.begin, self.stop - self.begin)
-        return _SHARE * rest if window < rest < window / _SHARE else window
+                try:
+                    waiting.append((index, cutting, cutting.send(answer)))
+                except StopIteration as end:
+                    results[index] = end.value
 
 
 def _sections(text: str, outline: Outline) -> Iterator[tuple[int, int]]:
-    """Parts of a document that are cut by themselves: one, or several of at most ``_SECTION`` characters."""
+    """Spans that are cut into chunks by themselves: all of the text, or parts of at most ``_SECTION`` characters."""
     start = 0
     while len(text) - start > _SECTION:
         end = best_cut(text, start, start + _SECTION, outline)
         yield start, end
         start = end
     yield start, len(text)
-
-
-def _fitting(encoded: Encoded, limit: int) -> int:
-    """The last place in an encoded text up to which whole characters take at most ``limit`` tokens."""
-    over = bisect_left(encoded.ends, encoded.ends[limit])
-    return encoded.ends[over - 1] if over else 0
-
-
-def _too_many(document: Document, at: int, tokens: int, limit: int) -> MismatchError:
-    return MismatchError(
-        f"{document.id}: the tokenizer takes {tokens} tokens for the single character U+{ord(document.text[at]):04X} (character {at}), "
-        f"more than a reference may have ({limit}): raise --reference-tokens"
-    )
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:

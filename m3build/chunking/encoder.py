@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from m3build.chunking.sample import SAMPLE
 from m3build.chunking.spelling import Spelling
 from m3build_formats.errors import MismatchError
 
@@ -32,8 +31,7 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = _plain_copy(tokenizer)
         spelling = Spelling(self._tokenizer)
-        ids = self._tokenizer.encode(SAMPLE[0], add_special_tokens=False).ids
-        self._spelling = spelling if spelling.ends(SAMPLE[0], ids) is not None else None
+        self._spelling = spelling if spelling.is_lossless else None
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
@@ -43,18 +41,15 @@ class Encoder:
         """One result for each text, in order."""
         if self._spelling is None:
             return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
-        results: list[Encoded | None] = []
-        for text, encoding in zip(
-            texts, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-        ):
-            ids = encoding.ids
-            ends = self._spelling.ends(text, ids)
-            results.append(None if ends is None else Encoded(tuple(ids), ends))
-        odd = [index for index, result in enumerate(results) if result is None]
-        encodings = self._tokenizer.encode_batch([texts[index] for index in odd], add_special_tokens=False)
-        for index, encoding in zip(odd, encodings, strict=True):
-            results[index] = _with_offsets(encoding)
-        return [result for result in results if result is not None]
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        ends = self._spelling.ends(texts, ids)
+        odd = [index for index, found in enumerate(ends) if found is None]
+        with_offsets = self._tokenizer.encode_batch([texts[index] for index in odd], add_special_tokens=False)
+        others = {index: _with_offsets(encoding) for index, encoding in zip(odd, with_offsets, strict=True)}
+        return [
+            others[index] if found is None else Encoded(tuple(tokens), found)
+            for index, (tokens, found) in enumerate(zip(ids, ends, strict=True))
+        ]
 
 
 def _with_offsets(encoding: Encoding) -> Encoded:

@@ -1,24 +1,25 @@
 """Where tokens end, found from the token ids alone.
 
 Most tokenizers of language models are lossless: the bytes that their tokens stand for, one after the other, spell the text. Then
-adding up lengths says where each token ends, and ``encode_batch_fast``, which keeps no offsets, does for encoding (about 1.6 times the speed of
+adding up lengths says where each token ends, and ``encode_batch_fast``, which keeps no offsets, does for encoding (about 1.7 times the speed of
 ``encode_batch``). Nothing is taken on trust: the bytes are put together for every text and compared with it. They may differ from it in two ways that
-are common and harmless: a space before the text (SentencePiece, ``add_prefix_space``), and runs of spaces made one. Anything else (lower-casing,
-normalization, unknown tokens) gives None, and the caller asks the tokenizer for its offsets.
+are common and harmless, and a habit of the tokenizer: a space before every text (SentencePiece, ``add_prefix_space``), and runs of spaces made one. Anything else
+(lower-casing, normalization, unknown tokens) gives None, and the caller asks the tokenizer for its offsets.
 
 The ends are those that the tokenizers library gives: a token that stops within a character ends where the character does; the space put before the text
 ends with the first character; a space that stands for a run of spaces ends where the run does.
+
+All texts of a batch are worked on at once, in arrays: a token costs some ten nanoseconds so.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from itertools import accumulate, chain, islice
-from operator import itemgetter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,63 +28,77 @@ if TYPE_CHECKING:
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = 0x20
-_SPACES = re.compile(rb"  +")
 _NEVER = b"\xff\xff"  # not UTF-8, so it spells no text: tokens that stand for no fixed bytes
+_PROBE = "one two  three"
 
 
 class Spelling:
-    """The bytes of every token of one tokenizer."""
+    """The bytes of every token of one tokenizer, and its habits with spaces. ``is_lossless`` is False for one that does not spell plain text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-        spell = _byte_level if _is_byte_level(tokenizer) else _plain
-        added = tokenizer.get_added_tokens_decoder()
-        pieces = [_NEVER] * (max(vocabulary.values(), default=-1) + 1)
-        for token, number in vocabulary.items():
-            if number in added:
-                pieces[number] = _NEVER if added[number].special else token.encode()
-            else:
-                pieces[number] = spell(token)
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        if unknown in vocabulary:
-            pieces[vocabulary[unknown]] = _NEVER
-        self._pieces = pieces
+        pieces = _pieces(tokenizer)
+        self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
+        self._lengths = np.array([len(piece) for piece in pieces], np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+        spelled = self._spell(np.array(ids, np.int64)).tobytes()
+        self._leads = spelled[:1] == b" "
+        self._collapses = b"  " not in spelled
+        self.is_lossless = self.ends([_PROBE], [ids]) != [None]
 
-    def ends(self, text: str, ids: Sequence[int]) -> tuple[int, ...] | None:
-        """Offset in characters at which each token of ``text`` ends; None where the tokens do not spell the text."""
-        if len(ids) < 2:
-            return (len(text),) if ids and self._pieces[ids[0]].lstrip(b" ") == text.encode() else None
-        pieces: tuple[bytes, ...] = itemgetter(*ids)(self._pieces)
-        spelled = b"".join(pieces)
-        raw = text.encode()
-        lengths = list(map(len, pieces))
-        if spelled != raw:
-            if spelled[0] == _SPACE and raw[0] != _SPACE:
-                spelled = spelled[1:]
-                lengths[0] -= 1
-            if spelled != raw:
-                if spelled != _SPACES.sub(b" ", raw):
-                    return None
-                _widen_spaces(raw, lengths)
-        ends = accumulate(lengths) if lengths[0] else chain((1,), islice(accumulate(lengths), 1, None))
-        return tuple(ends) if len(raw) == len(text) else _in_characters(raw, list(ends))
+    def ends(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
+        """For each text the offsets in characters at which its tokens end; None where the tokens do not spell the text."""
+        counts = np.array([len(tokens) for tokens in ids])
+        flat = np.fromiter(chain.from_iterable(ids), np.int64, int(counts.sum()))
+        joint = (" " + " ".join(texts) if self._leads else "".join(texts)).encode()
+        raw = np.frombuffer(joint, np.uint8)
+        kept = self._kept(raw)
+        token_ends = np.cumsum(self._lengths[flat])
+        # In characters, each text with its leading space: where texts end, and which character a byte belongs to.
+        text_ends = np.cumsum([len(text) + self._leads for text in texts])
+        character = None if raw.size == text_ends[-1] else np.cumsum((raw & 0xC0) != 0x80) - 1
+        if counts.all() and np.array_equal(self._spell(flat), raw[kept]):
+            last_bytes = kept[token_ends - 1]
+            ends = (last_bytes if character is None else character[last_bytes]) + 1
+            behind = np.cumsum(counts)
+            if np.array_equal(ends[behind - 1], text_ends):
+                firsts = np.repeat(text_ends - np.diff(text_ends, prepend=0) + self._leads, counts)
+                numbers = np.maximum(ends - firsts, 1).tolist()
+                return [tuple(numbers[end - count : end]) for end, count in zip(behind.tolist(), counts.tolist(), strict=True)]
+        if len(texts) == 1:
+            return [None]
+        return [self.ends([text], [tokens])[0] for text, tokens in zip(texts, ids, strict=True)]
+
+    def _spell(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The bytes of tokens, one after the other."""
+        lengths = self._lengths[ids]
+        behind = np.cumsum(lengths)
+        places = np.arange(behind[-1] if ids.size else 0) + np.repeat(self._starts[ids] - behind + lengths, lengths)
+        return self._bytes[places]
+
+    def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Places of the bytes that are spelled: all, or of a run of spaces the last one."""
+        if not self._collapses:
+            return np.arange(raw.size)
+        space = raw == _SPACE
+        dropped = np.zeros(raw.size, np.bool_)
+        np.logical_and(space[:-1], space[1:], out=dropped[:-1])
+        return np.flatnonzero(~dropped)
 
 
-def _widen_spaces(raw: bytes, lengths: list[int]) -> None:
-    """Turn lengths of tokens that spell ``raw`` with every run of spaces made one into lengths of what they stand for in ``raw``."""
-    ends = list(accumulate(lengths))
-    token = removed = 0
-    for run in _SPACES.finditer(raw):
-        first, last = run.span()
-        token = bisect_left(ends, first - removed + 1, token)
-        lengths[token] += last - first - 1
-        removed += last - first - 1
-
-
-def _in_characters(raw: bytes, ends: list[int]) -> tuple[int, ...]:
-    """Turn ends counted in bytes of UTF-8 into ends counted in characters."""
-    character_ends = ((np.frombuffer(raw, np.uint8) & 0xC0) != 0x80).cumsum()
-    return tuple(character_ends[np.array(ends) - 1].tolist())
+def _pieces(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes that each token id stands for."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    spell = _byte_level if _is_byte_level(tokenizer) else _plain
+    added = tokenizer.get_added_tokens_decoder()
+    unknown = vocabulary.get(getattr(tokenizer.model, "unk_token", None) or "")
+    pieces = [_NEVER] * (max(vocabulary.values(), default=-1) + 1)
+    for token, number in vocabulary.items():
+        if number in added:
+            pieces[number] = _NEVER if added[number].special else token.encode()
+        elif number != unknown:
+            pieces[number] = spell(token)
+    return pieces
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:

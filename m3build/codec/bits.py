@@ -1,10 +1,11 @@
 """Codes as bits: b-bit numbers without gaps, least significant bit first, as FAISS packs them.
 
-Number j of a code takes bits j·b … j·b + b − 1; bit i is bit i mod 8 (counted from the least significant) of byte i div 8; the last
-byte is filled up with zeros. One rule serves the product quantizer, the scalar quantizers and the pair of first-level indices.
+Number j of a code takes bits j·b … j·b + b − 1; bit i is bit i mod 8 (counted from the least significant) of
+byte i div 8; the last byte is filled up with zeros. One rule serves the product quantizer, the scalar
+quantizers and the pair of first-level indices.
 
-``unpack`` is numpy, for readers without torch; ``pack`` is written in operators that torch and numpy share, so it runs where the
-codes are made. Both walk over the few bytes of a code and work on all codes at once.
+``unpack`` is numpy, for readers without torch; ``pack`` is written in operators that torch and numpy share,
+so it runs where the codes are made. Both walk over the few bytes of a code and work on all codes at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(numbers: torch.Tensor, bits: int, out: torch.Tensor) -> None:
-    """Write numbers (count, n), int32 or int64, each below 2^bits ≤ 2^16, into ``out`` (n, packed_bytes) uint8."""
+    """Write numbers (count, n), int32 or int64, each below 2^bits ≤ 2^16, into ``out`` (n, packed_bytes)
+    uint8.
+    """
     count = numbers.shape[0]
     for byte in range(packed_bytes(count, bits)):
         first = byte * 8 // bits

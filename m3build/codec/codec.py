@@ -1,9 +1,10 @@
 """A codec: plain arrays that turn codes back into keys and values, and the checks that they are sound.
 
-Decoding needs numpy only. A vector x of (kind, head) is stored as the code of y = A · (x − mean) / scale + b, with the mean and the scale of
-its kind and head, and A, b (an orthonormal transform; identity without one) and all codebooks of its codebook number. So
-decoding is x ≈ mean + scale · Aᵀ(y − b), y = first-level centroids + fine centroids (or dequantized values). ``none`` stores x itself in
-bfloat16. formats/SPEC.md, section "Codec arrays", says the same for readers in other languages.
+Decoding needs numpy only. A vector x of (kind, head) is stored as the code of y = A · (x − mean) / scale + b,
+with the mean and the scale of its kind and head, and A, b (an orthonormal transform; identity without one)
+and all codebooks of its codebook number. So decoding is x ≈ mean + scale · Aᵀ(y − b), y = first-level
+centroids + fine centroids (or dequantized values). ``none`` stores x itself in bfloat16. formats/SPEC.md,
+section "Codec arrays", says the same for readers in other languages.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3build_formats.errors import CorruptError, UsageError
 
 from m3build.codec.bits import unpack
-from m3build.codec.rows import KINDS, SCOPES, Heads, Kind, Scope, codebook_count, codebook_numbers, vector_places
+from m3build.codec.rows import (
+    KINDS,
+    SCOPES,
+    Heads,
+    Kind,
+    Scope,
+    codebook_count,
+    codebook_numbers,
+    vector_places,
+)
 from m3build.codec.spec import SCALAR_BITS, CodecSpec, parse_spec
+from m3build_formats.errors import CorruptError, UsageError
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -48,7 +58,9 @@ def array_shapes(spec: CodecSpec, scope: Scope, heads: Heads, head_dim: int) -> 
 
 @dataclass(frozen=True)
 class Codec:
-    """How the vectors of a bank are coded. ``arrays`` are float32 with the names and shapes of ``array_shapes``."""
+    """How the vectors of a bank are coded. ``arrays`` are float32 with the names and shapes of
+    ``array_shapes``.
+    """
 
     spec: CodecSpec
     scope: Scope
@@ -96,7 +108,9 @@ class Codec:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> Codec:
-        """Rebuild a codec from stored arrays and the manifest's facts; CorruptError says which of them is wrong."""
+        """Rebuild a codec from stored arrays and the manifest's facts; CorruptError says which of them is
+        wrong.
+        """
         spec, scope, heads, head_dim, slots = _read_facts(facts)
         shapes = array_shapes(spec, scope, heads, head_dim)
         if set(arrays) != set(shapes):
@@ -115,7 +129,9 @@ class Codec:
         return cls(spec, scope, heads, head_dim, slots, frozen)
 
     def decode(self, codes: Bytes, kind: Kind, head: int) -> Floats:
-        """Codes (..., bytes_per_vector) uint8 of one kind and head-list index → vectors (..., head_dim) float32."""
+        """Codes (..., bytes_per_vector) uint8 of one kind and head-list index → vectors (..., head_dim)
+        float32.
+        """
         side = KINDS.index(kind)
         flat = codes.reshape(-1, self.bytes_per_vector)
         decoded = self._decode_book(flat, int(self.codebooks[side, head]))
@@ -126,7 +142,8 @@ class Codec:
     def decode_rows(self, codes: Bytes, positions: Bytes | None = None) -> tuple[Floats, Floats]:
         """Code rows (n, row_bytes) uint8 → keys and values, each (n, N_heads, slots, head_dim) float32.
 
-        With ``positions`` (n, N_heads, slots) uint8, the vectors of unused slots (255) are zero; without, they are what zero bytes decode to.
+        With ``positions`` (n, N_heads, slots) uint8, the vectors of unused slots (255) are zero; without,
+        they are what zero bytes decode to.
         """
         n = len(codes)
         vectors = codes.reshape(n, -1, self.bytes_per_vector)
@@ -159,7 +176,9 @@ class Codec:
         if spec.first_level_bits:
             halves = unpack(codes[:, :split], 2, spec.first_level_bits)
             for half in range(2):
-                y[:, half * (d // 2) : (half + 1) * (d // 2)] = arrays["first_level"][book, half][halves[:, half]]
+                y[:, half * (d // 2) : (half + 1) * (d // 2)] = arrays["first_level"][book, half][
+                    halves[:, half]
+                ]
         fine = codes[:, split:]
         if spec.fine == "PQ":
             width = d // spec.pq_blocks
@@ -171,7 +190,9 @@ class Codec:
         else:
             bits = SCALAR_BITS[spec.fine]
             low, width_of = arrays["scalar_range"][book]
-            fraction = (unpack(fine, d, bits).astype(np.float32) + np.float32(0.5)) / np.float32((1 << bits) - 1)
+            fraction = (unpack(fine, d, bits).astype(np.float32) + np.float32(0.5)) / np.float32(
+                (1 << bits) - 1
+            )
             y += low + fraction * width_of
         if spec.transform:
             y = (y - arrays["transform_bias"][book]) @ arrays["transform"][book]
@@ -196,7 +217,11 @@ def _read_facts(facts: Mapping[str, Any]) -> tuple[CodecSpec, Scope, Heads, int,
         raise CorruptError("codec: 'heads' is not a list of (layer, head) pairs")
     heads: list[tuple[int, int]] = []
     for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or any(type(i) is not int or i < 0 for i in pair):
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or any(type(i) is not int or i < 0 for i in pair)
+        ):
             raise CorruptError(f"codec: 'heads' holds {pair!r}, expected a (layer, head) pair")
         heads.append((pair[0], pair[1]))
     if heads != sorted(set(heads)):

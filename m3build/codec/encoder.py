@@ -1,9 +1,10 @@
 """Encoding keys and values where the model runs: torch on any device, with FAISS's codes.
 
-Per codebook, all vectors of a batch go through the same steps as in FAISS's ``sa_encode``: centre and scale, transform, nearest first-level
-centroid of each half, and the fine code of what is left. The transform is computed in float64 and rounded once, assignments are exact
-(nearest.py), the rest is element by element; so a vector's code depends on that vector alone, not on its batch, its place in it or the number of
-threads. (On mps, which has no float64, this holds up to ties.)
+Per codebook, all vectors of a batch go through the same steps as in FAISS's ``sa_encode``: centre and scale,
+transform, nearest first-level centroid of each half, and the fine code of what is left. The transform is
+computed in float64 and rounded once, assignments are exact (nearest.py), the rest is element by element; so a
+vector's code depends on that vector alone, not on its batch, its place in it or the number of threads. (On
+mps, which has no float64, this holds up to ties.)
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from m3build_formats.errors import MismatchError
 
 from m3build.codec.bits import pack
 from m3build.codec.codec import Codec
 from m3build.codec.nearest import NearestCentroid
 from m3build.codec.spec import SCALAR_BITS
+from m3build_formats.errors import MismatchError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class _Book:
 
 
 class TorchEncoder:
-    """Encodes batches of keys and values with one codec on one device. Read-only after construction; threads may share it."""
+    """Encodes batches of keys and values with one codec on one device. Read-only after construction;
+    threads may share it.
+    """
 
     def __init__(
         self, codec: Codec, device: torch.device | str, shortlist_dtype: torch.dtype | None = None
@@ -52,14 +55,19 @@ class TorchEncoder:
     def encode(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Code rows of B references.
 
-        ``keys``, ``values`` (B, N_heads, S, d) of any float dtype, ``positions`` (B, N_heads, S) uint8, 255 for unused slots (their bytes
-        are zero); all on the encoder's device. Returns (B, row_bytes) uint8 there. MismatchError if a key or value is not finite.
+        ``keys``, ``values`` (B, N_heads, S, d) of any float dtype, ``positions`` (B, N_heads, S) uint8, 255
+        for unused slots (their bytes are zero); all on the encoder's device. Returns (B, row_bytes) uint8
+        there. MismatchError if a key or value is not finite.
         """
         codec = self.codec
         batch = keys.shape[0]
         used = positions != 255
         out = torch.zeros(
-            batch, 2 * len(codec.heads) * codec.slots, codec.bytes_per_vector, dtype=torch.uint8, device=self.device
+            batch,
+            2 * len(codec.heads) * codec.slots,
+            codec.bytes_per_vector,
+            dtype=torch.uint8,
+            device=self.device,
         )
         for side, vectors in enumerate((keys, values)):
             if not bool(torch.isfinite(vectors).all()):
@@ -94,13 +102,19 @@ class TorchEncoder:
             x = torch.addmm(book.transform_bias, x, book.transform.t())
         y = x.float()
         codes = torch.empty(len(y), self.codec.bytes_per_vector, dtype=torch.uint8, device=self.device)
+        if not len(y):
+            return codes
         split = spec.first_level_bytes()
         if book.first_centroids is not None:
             halves = y.view(len(y), 2, -1)
             index = torch.stack([book.first_level[i].assign(halves[:, i].contiguous()) for i in range(2)])
             chosen = torch.stack([book.first_centroids[i][index[i]] for i in range(2)], 1)
             y = (halves - chosen).view(len(y), -1)
-            pack(index.to(torch.int32 if spec.first_level_bits < 16 else torch.int64), spec.first_level_bits, codes[:, :split])
+            pack(
+                index.to(torch.int32 if spec.first_level_bits < 16 else torch.int64),
+                spec.first_level_bits,
+                codes[:, :split],
+            )
         fine = codes[:, split:]
         if spec.fine == "PQ":
             blocks = y.view(len(y), spec.pq_blocks, -1)
@@ -111,7 +125,9 @@ class TorchEncoder:
         elif book.scalar_range is not None:
             bits = SCALAR_BITS[spec.fine]
             low, width = book.scalar_range
-            fraction = torch.where(width == 0, torch.zeros_like(y), (y - low) / torch.where(width == 0, 1.0, width))
+            fraction = torch.where(
+                width == 0, torch.zeros_like(y), (y - low) / torch.where(width == 0, 1.0, width)
+            )
             steps = (fraction.clamp(0, 1) * ((1 << bits) - 1)).to(torch.int32)
             pack(steps.t().contiguous(), bits, fine)
         return codes
@@ -125,11 +141,15 @@ class TorchEncoder:
 
         return _Book(
             transform=self._tensor("transform", number).to(self.exact_dtype) if spec.transform else None,
-            transform_bias=self._tensor("transform_bias", number).to(self.exact_dtype) if spec.transform else None,
+            transform_bias=self._tensor("transform_bias", number).to(self.exact_dtype)
+            if spec.transform
+            else None,
             first_level=quantizers("first_level") if spec.first_level_bits else (),
             first_centroids=self._tensor("first_level", number) if spec.first_level_bits else None,
             product=quantizers("product") if spec.fine == "PQ" else (),
-            scalar_range=self._tensor("scalar_range", number) if "scalar_range" in self.codec.arrays else None,
+            scalar_range=self._tensor("scalar_range", number)
+            if "scalar_range" in self.codec.arrays
+            else None,
         )
 
     def _tensor(self, name: str, number: int | None = None) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What a codec loses, measured on memories that it was not trained on.
 
-Reconstruction error alone says little about what a model will read, so four things are measured, by layer: keys, values, the attention
-logits of the model's own queries against the kept keys, and the attention output over the kept tokens.
+Reconstruction error alone says little about what a model will read, so four things are measured, by layer:
+keys, values, the attention logits of the model's own queries against the kept keys, and the attention output
+over the kept tokens.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ def measure_errors(
 ) -> dict[str, Any]:
     """Errors of R held-out references, as JSON values.
 
-    ``codes`` (R, row_bytes) uint8 are those of ``keys``, ``values`` (R, N_heads, S, d), ``positions`` (R, N_heads, S) uint8 with 255 for unused;
-    ``queries`` (R, Q, G, N_heads, d) with the same rotation as the keys, all-zero ones are left out; ``scaling`` and ``softcap`` one number for each
-    layer of the head list, in its order.
+    ``codes`` (R, row_bytes) uint8 are those of ``keys``, ``values`` (R, N_heads, S, d), ``positions`` (R,
+    N_heads, S) uint8 with 255 for unused; ``queries`` (R, Q, G, N_heads, d) with the same rotation as the
+    keys, all-zero ones are left out; ``scaling`` and ``softcap`` one number for each layer of the head list,
+    in its order.
 
-    ``key_error``, ``value_error``: squared error over the squared distance to the mean of each layer and head. ``logit_error``: squared error of the
-    logits of one query over the kept tokens, both taken about their mean (a shift changes no softmax), over all queries.
-    ``output_error``: squared error of softmax · values over the squared output. ``errors_by_layer`` has the four for each layer, with
-    its number; ``errors_by_head`` the first two for each entry of the head list. None where nothing could be measured.
+    ``key_error``, ``value_error``: squared error over the squared distance to the mean of each layer and
+    head. ``logit_error``: squared error of the logits of one query over the kept tokens, both taken about
+    their mean (a shift changes no softmax), over all queries. ``output_error``: squared error of softmax ·
+    values over the squared output. ``errors_by_layer`` has the four for each layer, with its number;
+    ``errors_by_head`` the first two for each entry of the head list. None where nothing could be measured.
     """
     heads = codec.heads
     layers = sorted({layer for layer, _ in heads})
@@ -60,7 +63,9 @@ def measure_errors(
             # (references, slots, dim) and (references, queries · query heads, dim)
             asked = queries[part, :, :, head].astype(np.float64).reshape(used.shape[0], -1, codec.head_dim)
             of_head = [(exact[side][:, head], decoded[side][:, head]) for side in range(2)]
-            sums[2:, :, head] += _attention(asked, of_head[0], of_head[1], used[:, head], scales[head], caps[head])
+            sums[2:, :, head] += _attention(
+                asked, of_head[0], of_head[1], used[:, head], scales[head], caps[head]
+            )
     names = ("key_error", "value_error", "logit_error", "output_error")
     by_layer = []
     for r, layer in enumerate(layers):
@@ -76,17 +81,25 @@ def measure_errors(
 
 
 def _attention(
-    queries: Array, keys: tuple[Array, Array], values: tuple[Array, Array], used: Array, scale: float, cap: float | None
+    queries: Array,
+    keys: tuple[Array, Array],
+    values: tuple[Array, Array],
+    used: Array,
+    scale: float,
+    cap: float | None,
 ) -> Array:
-    """Sums of one head, (logits, output) × (error, reference): queries (R, Q, d), exact and decoded keys and values (R, S, d), used (R, S)."""
-    asked = (queries != 0).any(2)[..., None] & used.any(1)[:, None, None]
+    """Sums of one head, (logits, output) × (error, reference): queries (R, Q, d), exact and decoded keys
+    and values (R, S, d), used (R, S).
+    """
+    asked = np.any(queries != 0, axis=2, keepdims=True) & np.any(used, axis=1)[:, None, None]
     slots = used[:, None, :]
     count = np.maximum(used.sum(1), 1)[:, None, None]
     exact, decoded = (_capped(queries @ side.transpose(0, 2, 1) * scale, cap) for side in keys)
     outputs = [_softmax(logits, slots) @ side for logits, side in zip((exact, decoded), values, strict=True)]
 
     def about_mean(numbers: Array) -> Array:
-        return (numbers - (numbers * slots).sum(2, keepdims=True) / count) * (slots & asked)
+        mean = (numbers * slots).sum(2, keepdims=True) / count
+        return np.where(slots & asked, numbers - mean, 0)
 
     return np.array(
         [
@@ -97,7 +110,7 @@ def _attention(
 
 
 def _capped(logits: Array, cap: float | None) -> Array:
-    return logits if cap is None else np.tanh(logits / cap) * cap
+    return logits if cap is None else np.multiply(np.tanh(logits / cap), cap)
 
 
 def _softmax(logits: Array, slots: Array) -> Array:
@@ -105,7 +118,7 @@ def _softmax(logits: Array, slots: Array) -> Array:
     # a reference without used slots has nothing to attend to: all weights are zero
     top = np.max(masked, axis=2, keepdims=True)
     weights = np.exp(masked - np.where(np.isfinite(top), top, 0))
-    return weights / np.maximum(weights.sum(2, keepdims=True), np.finfo(np.float64).tiny)
+    return np.divide(weights, np.maximum(weights.sum(2, keepdims=True), np.finfo(np.float64).tiny))
 
 
 def _means(vectors: Array, used: npt.NDArray[np.bool_]) -> Array:
@@ -114,11 +127,11 @@ def _means(vectors: Array, used: npt.NDArray[np.bool_]) -> Array:
     for at in range(0, len(vectors), _BLOCK):
         part = slice(at, at + _BLOCK)
         total += (vectors[part].astype(np.float64) * used[part][..., None]).sum((0, 2))
-    return total / np.maximum(used.sum((0, 2)), 1)[:, None]
+    return np.divide(total, np.maximum(used.sum((0, 2)), 1)[:, None])
 
 
 def _per_head(squares: Array) -> Array:
-    return squares.sum((0, 2, 3))
+    return np.sum(squares, axis=(0, 2, 3))
 
 
 def _ratio(sums: Array) -> float | None:

@@ -2,16 +2,20 @@
 
 Two 2^14-way assignments per vector are most of what quantizing costs, so they are done in two passes:
 
-1. Shortlist. Half squared distances ½|x|² + ½|c|² − x·c to all centroids in a cheap number format, as one matrix product (the
-   constants ride along as extra dimensions), a tile at a time so that a tile's scores stay in the processor's cache. Only the minimum of each group
-   of centroids is kept, and a rigorous bound on its rounding error.
-2. Decision. Groups that could hold the nearest centroid, given those bounds (one to three as a rule), are scored again in float64.
+1. Shortlist. Half squared distances ½|x|² + ½|c|² − x·c to all centroids in a cheap number format, as one
+   matrix product (the constants ride along as extra dimensions), a tile at a time so that a tile's scores
+   stay in the processor's cache. Only the minimum of each group of centroids is kept, and a rigorous bound on
+   its rounding error.
+2. Decision. Groups that could hold the nearest centroid, given those bounds (one to three as a rule), are
+   scored again in float64.
 
-The answer is therefore that of float64 arithmetic whatever the shortlist's format, tile, batch or thread count: a vector's code does not depend
-on its neighbours. Equal centroids are one, the first. Centroids are grouped by norm, since the error bound grows with the norm.
+The answer is therefore that of float64 arithmetic whatever the shortlist's format, tile, batch or thread
+count: a vector's code does not depend on its neighbours. Equal centroids are one, the first. Centroids are
+grouped by norm, since the error bound grows with the norm.
 
-The shortlist is bfloat16 where the device multiplies bfloat16 natively (x86 with AVX-512 bfloat16 or AMX, CUDA), else float32. If bfloat16 separates a
-codebook badly (a very fine one far from the origin) its shortlists get long and that block is done again in float32.
+The shortlist is bfloat16 where the device multiplies bfloat16 natively (x86 with AVX-512 bfloat16 or AMX,
+CUDA), else float32. If bfloat16 separates a codebook badly (a very fine one far from the origin) its
+shortlists get long and that block is done again in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ from __future__ import annotations
 import torch
 
 GROUP = 64
-"""Centroids whose scores share one minimum. Fewer cost more bookkeeping, more cost more work in the decision."""
+"""Centroids whose scores share one minimum. Fewer cost more bookkeeping, more cost more work in the
+decision.
+"""
 
 DIRECT = 64
 """Codebooks up to this size skip the shortlist: float64 scores of all centroids."""
@@ -31,7 +37,9 @@ _ROWS = 16
 _DECISION_SLICE = 2048
 _LONGEST_SHORTLIST = 12
 _FAR = 1e30
-"""Half squared norm of a centroid that stands for nothing (padding, duplicates): finite in every format, never near."""
+"""Half squared norm of a centroid that stands for nothing (padding, duplicates): finite in every format,
+never near.
+"""
 
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
@@ -47,7 +55,9 @@ def native_shortlist_dtype(device: torch.device) -> torch.dtype:
 
 
 class NearestCentroid:
-    """Assignment to one codebook: centroids (C, d) float32, held on ``device``. Read-only after construction."""
+    """Assignment to one codebook: centroids (C, d) float32, held on ``device``. Read-only after
+    construction.
+    """
 
     def __init__(
         self, centroids: torch.Tensor, device: torch.device, shortlist_dtype: torch.dtype | None = None
@@ -82,29 +92,36 @@ class NearestCentroid:
         self.shortlists = [_Shortlist(centroids, half_norm, dtype, device) for dtype in dtypes]
 
     def assign(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors (n, d) float32 on the codebook's device, finite → indices (n,) int64 of their nearest centroids."""
+        """Vectors (n, d) float32 on the codebook's device, finite → indices (n,) int64 of their nearest
+        centroids.
+        """
+        if not len(vectors):
+            return torch.empty(0, dtype=torch.int64, device=self.device)
         if self.direct:
             return self._assign_direct(vectors)
         block = _CUDA_BLOCK_VECTORS if self.device.type == "cuda" else _BLOCK_VECTORS
-        parts = [self._assign_block(part) for part in vectors.split(block)]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
+        return torch.cat([self._assign_block(part) for part in torch.split(vectors, block)])
 
     def _assign_direct(self, vectors: torch.Tensor) -> torch.Tensor:
         # scores are (C, n): the minimum over the first dimension is the one that vectorises
-        scores = torch.addmm(self.half_norm[:, None], self.centroids, vectors.to(self.exact_dtype).t(), alpha=-1)
+        scores = torch.addmm(
+            self.half_norm[:, None], self.centroids, vectors.to(self.exact_dtype).t(), alpha=-1
+        )
         return scores.argmin(0)
 
     def _assign_block(self, vectors: torch.Tensor) -> torch.Tensor:
-        for shortlist in self.shortlists:
+        *cheap, last = self.shortlists
+        for shortlist in cheap:
             groups, members = shortlist.candidates(vectors)
             if len(members) <= _LONGEST_SHORTLIST * len(vectors):
-                break
-        return self._decide(vectors, groups, members)
+                return self._decide(vectors, groups, members)
+        return self._decide(vectors, *last.candidates(vectors))
 
     def _decide(self, vectors: torch.Tensor, groups: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
         """Nearest centroid among the candidate (group, vector) pairs, which come sorted by group."""
         exact = vectors.to(self.exact_dtype)
-        # Lay the pairs out in blocks of _ROWS that share a group, so that one batched product scores them all.
+        # Lay the pairs out in blocks of _ROWS that share a group, so that one batched product scores them
+        # all.
         sizes = torch.bincount(groups, minlength=len(self.by_group))
         blocks = (sizes + _ROWS - 1) // _ROWS
         block_group = torch.repeat_interleave(torch.arange(len(sizes), device=self.device), blocks)
@@ -137,7 +154,9 @@ class NearestCentroid:
 class _Shortlist:
     """The low-precision pass over one codebook in one number format."""
 
-    def __init__(self, centroids: torch.Tensor, half_norm: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, centroids: torch.Tensor, half_norm: torch.Tensor, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.dtype, self.device = dtype, device
         rounded = centroids.to(dtype)
         parts = _split(half_norm, dtype)
@@ -158,7 +177,9 @@ class _Shortlist:
         self.of_groups = torch.cat([norm, loss, torch.ones_like(norm), constant], 1)
 
     def candidates(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors (n, d) float32 → pairs (group, vector), int64, sorted by group: every group that may hold the nearest."""
+        """Vectors (n, d) float32 → pairs (group, vector), int64, sorted by group: every group that may
+        hold the nearest.
+        """
         rounded = vectors.to(self.dtype)
         half = (vectors * vectors).sum(1) / 2
         ones = torch.ones(len(vectors), self.parts, dtype=self.dtype, device=self.device)
@@ -166,9 +187,12 @@ class _Shortlist:
         low = self._group_minima(augmented)
         norm = vectors.norm(dim=1)
         loss = (vectors - rounded.float()).norm(dim=1)
-        # |x·c − x'·c'| ≤ |x − x'||c'| + |x||c − c'|; float32 accumulation of K terms; the score's own rounding; the split constants
+        # |x·c − x'·c'| ≤ |x − x'||c'| + |x||c − c'|; float32 accumulation of K terms; the score's own
+        # rounding; the split constants
         accumulation = (augmented.shape[1] + 8) * 2.0**-24
-        of_vectors = torch.stack([loss + accumulation * norm, norm, accumulation * half, torch.ones_like(half)])
+        of_vectors = torch.stack(
+            [loss + accumulation * norm, norm, accumulation * half, torch.ones_like(half)]
+        )
         bound = self.of_groups @ of_vectors
         if self.dtype != torch.float32:
             bound += low.abs() * (_UNIT_ROUNDOFF[self.dtype] * 1.01)
@@ -183,7 +207,7 @@ class _Shortlist:
         tile = _CUDA_TILE_VECTORS if cuda else _TILE_VECTORS
         step = len(self.augmented) if cuda else _TILE_CENTROIDS
         tiles: list[torch.Tensor] = []
-        for part in augmented.split(tile):
+        for part in torch.split(augmented, tile):
             columns = part.t()
             low = torch.empty(len(self.augmented) // GROUP, len(part), dtype=self.dtype, device=self.device)
             for at in range(0, len(self.augmented), step):

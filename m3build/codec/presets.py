@@ -1,31 +1,37 @@
-"""From what was asked for (a preset or a codec string) to a codec that fits the heads, the sample and the time there is.
+"""From what was asked for (a preset or a codec string) to a codec that fits the heads, the sample and the
+time there is.
 
-``memory3`` is the paper's codec at head dimension 80 (§3.3: OPQ20_80,Residual2x14,PQ8x10, 108 bits in 14 bytes) and, at others, the same
-construction at the same nominal rate of 1.35 bit per dimension and at most as many bytes, rounded up. ``memory3-small`` has the same rate with far
-fewer centroids. Below 32 dimensions both do without a first level, whose bytes would be mostly padding.
+``memory3`` is the paper's codec at head dimension 80 (§3.3: OPQ20_80,Residual2x14,PQ8x10, 108 bits in 14
+bytes) and, at others, the same construction at the same nominal rate of 1.35 bit per dimension and at most as
+many bytes, rounded up. ``memory3-small`` has the same rate with far fewer centroids. Below 32 dimensions both
+do without a first level, whose bytes would be mostly padding.
 
-``auto`` walks down a ladder of such codecs, from most centroids to fewest, and takes the first that passes three tests:
+``auto`` walks down a ladder of such codecs, from most centroids to fewest, and takes the first that passes
+three tests:
 
 - vectors: at least 39 training vectors for each centroid (FAISS's own measure);
-- encoding: at most a fifth of the time of the forward pass, reckoned as FLOPs of quantizing ÷ ``quantizer_speed`` against FLOPs of the forward
-  pass; the speed says how fast quantizing's narrow products run compared with the model's wide ones (0.5 unless measured);
-- training: it and encoding together at most half of the time of the forward passes over the corpus. Training costs as many assignments as encoding
-  the sample once for each k-means iteration, so it weighs on small corpora and vanishes on large ones; a few seconds are always granted.
+- encoding: at most a fifth of the time of the forward pass, reckoned as FLOPs of quantizing ÷
+  ``quantizer_speed`` against FLOPs of the forward pass; the speed says how fast quantizing's narrow products
+  run compared with the model's wide ones (0.5 unless measured);
+- training: it and encoding together at most half of the time of the forward passes over the corpus. Training
+  costs as many assignments as encoding the sample once for each k-means iteration, so it weighs on small
+  corpora and vanishes on large ones; a few seconds are always granted.
 
-More centroids at the same bytes are better on real keys and values: on those of a trained model (32 dimensions, 6 bytes) the error of values
-was 0.051 with Residual2x12, 0.084 with 2x10, 0.121 with 2x8 and 0.15 with none and 6 bits a block.
+More centroids at the same bytes are better on real keys and values: on those of a trained model (32
+dimensions, 6 bytes) the error of values was 0.051 with Residual2x12, 0.084 with 2x10, 0.121 with 2x8 and 0.15
+with none and 6 bits a block.
 
-A codec asked for by name is only made smaller where the sample leaves no choice (under 8 vectors a centroid), and says so.
+A codec asked for by name is only made smaller where the sample leaves no choice (under 8 vectors a centroid),
+and says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from m3build_formats.errors import UsageError
-
 from m3build.codec.spec import CodecSpec, parse_spec
 from m3build.codec.train import FIRST_LEVEL_ITERATIONS, PRODUCT_ITERATIONS, training_vectors_wanted
+from m3build_formats.errors import UsageError
 
 PRESETS = ("auto", "memory3", "memory3-small")
 RATE = 1.35
@@ -64,9 +70,10 @@ def resolve_codec(
 ) -> Resolved:
     """Find the codec for a preset's name or a codec string.
 
-    ``training_vectors``: those available to each codebook; ``forward_flops`` and ``vectors``: of one full reference (without them cost
-    is no criterion); ``quantizer_speed``: FLOP/s of quantizing over FLOP/s of the forward pass, which depends on device and dtype.
-    UsageError for an unknown name or a string that does not fit ``head_dim``.
+    ``training_vectors``: those available to each codebook; ``forward_flops`` and ``vectors``: of one full
+    reference (without them cost is no criterion); ``quantizer_speed``: FLOP/s of quantizing over FLOP/s of
+    the forward pass, which depends on device and dtype. UsageError for an unknown name or a string that does
+    not fit ``head_dim``.
     """
     if text == "auto":
         budget = forward_flops / vectors * quantizer_speed if forward_flops and vectors else None
@@ -85,7 +92,9 @@ def resolve_codec(
 
 
 def memory3(head_dim: int) -> CodecSpec:
-    """The paper's codec, or its like for another head dimension. OPQ works on blocks of 4 dimensions as the paper's does."""
+    """The paper's codec, or its like for another head dimension. OPQ works on blocks of 4 dimensions as
+    the paper's does.
+    """
     most = 14 if head_dim >= 48 else 12
     spec = _at_rate(head_dim, most, 11 if head_dim < _FIRST_LEVEL_FROM else 10)
     if spec.transform == "OPQ" and head_dim % 4 == 0 and spec.first_level_bits:
@@ -94,20 +103,28 @@ def memory3(head_dim: int) -> CodecSpec:
 
 
 def memory3_small(head_dim: int) -> CodecSpec:
-    """The same rate with at most 2^10 first-level centroids and 2^9 in a block: less than a tenth of the cost."""
+    """The same rate with at most 2^10 first-level centroids and 2^9 in a block: less than a tenth of the
+    cost.
+    """
     return _at_rate(head_dim, 10, 9)
 
 
 def fit_to_sample(spec: CodecSpec, training_vectors: int) -> Resolved:
-    """Make a codec's codebooks small enough for ``training_vectors`` vectors each, at last ``none``; the warnings say what was done."""
+    """Make a codec's codebooks small enough for ``training_vectors`` vectors each, at last ``none``; the
+    warnings say what was done.
+    """
     if not spec.is_trained:
         return Resolved(spec)
     counted = f"{training_vectors:,} vectors to train each codebook on"
     bits = (training_vectors // LEAST_POINTS).bit_length() - 1
     if bits < _LEAST_BITS or (spec.transform == "PCA" and training_vectors < spec.transform_dim):
-        return Resolved(CodecSpec(), (f"codec {spec}: {counted} are too few; memories are stored unquantized (none)",))
+        return Resolved(
+            CodecSpec(), (f"codec {spec}: {counted} are too few; memories are stored unquantized (none)",)
+        )
     smaller = replace(
-        spec, first_level_bits=min(spec.first_level_bits, bits), pq_bits=min(spec.pq_bits, bits) if spec.fine == "PQ" else 0
+        spec,
+        first_level_bits=min(spec.first_level_bits, bits),
+        pq_bits=min(spec.pq_bits, bits) if spec.fine == "PQ" else 0,
     )
     if smaller != spec:
         return Resolved(smaller, (f"codec {spec}: {counted} are too few; using {smaller}",))
@@ -136,7 +153,9 @@ def _auto(head_dim: int, training_vectors: int, budget: float | None) -> Resolve
     if not trainable:
         return Resolved(
             CodecSpec(),
-            (f"codec auto: {training_vectors:,} vectors to train on are too few; memories are stored unquantized (none)",),
+            (
+                f"codec auto: {training_vectors:,} vectors to train on are too few; memories are stored unquantized (none)",
+            ),
         )
     for spec in trainable:
         if budget is None:
@@ -148,15 +167,18 @@ def _auto(head_dim: int, training_vectors: int, budget: float | None) -> Resolve
             return Resolved(spec)
     return Resolved(
         trainable[-1],
-        (f"codec auto: even {trainable[-1]} takes over a fifth of the forward pass; `none` would be quicker",),
+        (
+            f"codec auto: even {trainable[-1]} takes over a fifth of the forward pass; `none` would be quicker",
+        ),
     )
 
 
 def _at_rate(head_dim: int, most_first: int, most_bits: int, *, fill: bool = False) -> CodecSpec:
     """The codec at 1.35 bit per dimension with at most these bits in the first level and in a block.
 
-    Among those near the rate (5.5 %) and no more bytes than it takes, the one with the most first-level bits wins, then fewer bytes, then more bits
-    a block; if none is, the nearest. ``fill``: below 32 dimensions, where padding dominates, use the bits of the last byte too.
+    Among those near the rate (5.5 %) and no more bytes than it takes, the one with the most first-level bits
+    wins, then fewer bytes, then more bits a block; if none is, the nearest. ``fill``: below 32 dimensions,
+    where padding dominates, use the bits of the last byte too.
     """
     target = RATE * head_dim
     byte_limit = int(-(-target // 8))
@@ -165,7 +187,9 @@ def _at_rate(head_dim: int, most_first: int, most_bits: int, *, fill: bool = Fal
     with_first = head_dim >= _FIRST_LEVEL_FROM and head_dim % 2 == 0 and most_first > 0
     options: list[tuple[tuple[float, ...], CodecSpec]] = []
     for first in range(most_first, max(most_first - 4, _LEAST_BITS) - 1, -1) if with_first else (0,):
-        for blocks in (m for m in range(1, head_dim + 1) if head_dim % m == 0 and (head_dim // m <= 12 or m == 1)):
+        for blocks in (
+            m for m in range(1, head_dim + 1) if head_dim % m == 0 and (head_dim // m <= 12 or m == 1)
+        ):
             for bits in range(1, most_bits + 1):
                 spec = CodecSpec("", 0, 0, first, "PQ", blocks, bits)
                 off = abs(spec.nominal_bits(head_dim) - target) / target

@@ -1,8 +1,8 @@
 """Where the code of a vector lies in a memory row, and which codebook it belongs to.
 
-A row holds the codes of one reference in the order (memory layer, key/value, head, slot), each ``bytes_per_vector`` bytes. The
-*head list* (layer, key-value head), layers ascending and heads ascending within a layer, numbers the heads of all layers; layers
-may have different numbers of heads.
+A row holds the codes of one reference in the order (memory layer, key/value, head, slot), each
+``bytes_per_vector`` bytes. The *head list* (layer, key-value head), layers ascending and heads ascending
+within a layer, numbers the heads of all layers; layers may have different numbers of heads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ Heads = tuple[tuple[int, int], ...]
 
 
 def vector_places(heads: Heads, slots: int) -> npt.NDArray[np.int64]:
-    """(2, N_heads, slots) int64: index of the vector of (kind, head-list index, slot) among the vectors of a row."""
+    """(2, N_heads, slots) int64: index of the vector of (kind, head-list index, slot) among the vectors of
+    a row.
+    """
     places = np.empty((2, len(heads), slots), np.int64)
     at = 0
     for layer in sorted({layer for layer, _ in heads}):
@@ -35,7 +37,8 @@ def vector_places(heads: Heads, slots: int) -> npt.NDArray[np.int64]:
 def codebook_numbers(scope: Scope, heads: Heads) -> npt.NDArray[np.int64]:
     """(2, N_heads) int64: number of the codebook of (kind, head-list index).
 
-    ``all``: 0. ``kind``: 0 for keys, 1 for values. ``layer``: 2 · (rank of the layer) + kind. ``head``: 2 · (head-list index) + kind.
+    ``all``: 0. ``kind``: 0 for keys, 1 for values. ``layer``: 2 · (rank of the layer) + kind. ``head``: 2 ·
+    (head-list index) + kind.
     """
     kind = np.arange(2)[:, None]
     if scope == "all":

@@ -1,12 +1,13 @@
 """Codec strings: FAISS's notation for how a key or value vector becomes a code.
 
-The grammar is ``[OPQm_d,|PCAd,|RRd,][Residual2xb,](PQmxb|SQ4|SQ6|SQ8|SQfp16)``, or ``none`` for raw bfloat16. It is the part of
-FAISS's factory language that a bank can promise to decode for good: an orthonormal transform, a first level of two codebooks
-of 2^b centroids (one for each half of the transformed vector), and a product or scalar quantizer for what is left. Everything else is
-refused by name, so that no bank depends on an unwritten detail of a library.
+The grammar is ``[OPQm_d,|PCAd,|RRd,][Residual2xb,](PQmxb|SQ4|SQ6|SQ8|SQfp16)``, or ``none`` for raw bfloat16.
+It is the part of FAISS's factory language that a bank can promise to decode for good: an orthonormal
+transform, a first level of two codebooks of 2^b centroids (one for each half of the transformed vector), and
+a product or scalar quantizer for what is left. Everything else is refused by name, so that no bank depends on
+an unwritten detail of a library.
 
-Two numbers describe the size of a code and both are reported: the nominal bits, which the information takes, and the stored
-bytes, in which the first level and the rest are each rounded up to whole bytes, as FAISS does.
+Two numbers describe the size of a code and both are reported: the nominal bits, which the information takes,
+and the stored bytes, in which the first level and the rest are each rounded up to whole bytes, as FAISS does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ MAX_FIRST_LEVEL_BITS = 16
 MAX_PQ_BITS = 16
 SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16}
 
-_TRANSFORM = re.compile(r"OPQ(?P<blocks>[1-9]\d{0,3})_(?P<opq>[1-9]\d{0,3})|PCA(?P<pca>[1-9]\d{0,3})|RR(?P<rr>[1-9]\d{0,3})")
+_TRANSFORM = re.compile(
+    r"OPQ(?P<blocks>[1-9]\d{0,3})_(?P<opq>[1-9]\d{0,3})|PCA(?P<pca>[1-9]\d{0,3})|RR(?P<rr>[1-9]\d{0,3})"
+)
 _FIRST_LEVEL = re.compile(r"Residual2x(?P<bits>[1-9]\d?)")
 _PRODUCT = re.compile(r"PQ(?P<blocks>[1-9]\d{0,3})x(?P<bits>[1-9]\d?)")
 
@@ -35,9 +38,9 @@ _PRODUCT = re.compile(r"PQ(?P<blocks>[1-9]\d{0,3})x(?P<bits>[1-9]\d?)")
 class CodecSpec:
     """One codec string, taken apart.
 
-    ``transform`` with ``transform_blocks`` (OPQ only, else 0) and ``transform_dim`` (output dimension, 0 without a transform);
-    ``first_level_bits`` b of ``Residual2xb`` (0: no first level); ``fine`` the last stage, with ``pq_blocks`` and ``pq_bits``
-    for PQ (else 0).
+    ``transform`` with ``transform_blocks`` (OPQ only, else 0) and ``transform_dim`` (output dimension, 0
+    without a transform); ``first_level_bits`` b of ``Residual2xb`` (0: no first level); ``fine`` the last
+    stage, with ``pq_blocks`` and ``pq_bits`` for PQ (else 0).
     """
 
     transform: Transform = ""
@@ -72,7 +75,11 @@ class CodecSpec:
         """Bits of one code before rounding up to bytes."""
         if self.fine == "none":
             return 16 * head_dim
-        fine = self.pq_blocks * self.pq_bits if self.fine == "PQ" else SCALAR_BITS[self.fine] * self.code_dim(head_dim)
+        fine = (
+            self.pq_blocks * self.pq_bits
+            if self.fine == "PQ"
+            else SCALAR_BITS[self.fine] * self.code_dim(head_dim)
+        )
         return 2 * self.first_level_bits + fine
 
     def first_level_bytes(self) -> int:
@@ -84,11 +91,18 @@ class CodecSpec:
         return self.first_level_bytes() + (self.nominal_bits(head_dim) - 2 * self.first_level_bits + 7) // 8
 
     def centroids(self) -> int:
-        """Size of the largest codebook: what the number of training vectors is measured by. 0 if there is none."""
-        return max(1 << self.first_level_bits if self.first_level_bits else 0, 1 << self.pq_bits if self.fine == "PQ" else 0)
+        """Size of the largest codebook: what the number of training vectors is measured by. 0 if there is
+        none.
+        """
+        return max(
+            1 << self.first_level_bits if self.first_level_bits else 0,
+            1 << self.pq_bits if self.fine == "PQ" else 0,
+        )
 
     def encode_flops(self, head_dim: int) -> int:
-        """Floating-point operations that turn one vector into its code: products of the transform and of the assignments."""
+        """Floating-point operations that turn one vector into its code: products of the transform and of
+        the assignments.
+        """
         d = self.code_dim(head_dim)
         transform = 2 * head_dim * d if self.transform else 0
         first = 2 * d << self.first_level_bits if self.first_level_bits else 0
@@ -96,9 +110,13 @@ class CodecSpec:
         return 0 if self.fine == "none" else transform + first + fine
 
     def check_head_dim(self, head_dim: int) -> None:
-        """Raise UsageError, with the values that would fit, unless vectors of ``head_dim`` dimensions can be coded this way."""
+        """Raise UsageError, with the values that would fit, unless vectors of ``head_dim`` dimensions can
+        be coded this way.
+        """
         if not 1 <= head_dim <= MAX_HEAD_DIMENSION:
-            raise UsageError(f"codec {self}: a head dimension of {head_dim} is outside 1 to {MAX_HEAD_DIMENSION}")
+            raise UsageError(
+                f"codec {self}: a head dimension of {head_dim} is outside 1 to {MAX_HEAD_DIMENSION}"
+            )
         d = self.code_dim(head_dim)
         if d > head_dim:
             raise UsageError(
@@ -113,13 +131,16 @@ class CodecSpec:
         if self.first_level_bits and d % 2:
             raise UsageError(f"codec {self}: Residual2x needs an even number of dimensions, not {d}")
         if self.fine == "PQ" and d % self.pq_blocks:
-            raise UsageError(f"codec {self}: PQ{self.pq_blocks} does not divide {d} dimensions; m can be {_divisors(d)}")
+            raise UsageError(
+                f"codec {self}: PQ{self.pq_blocks} does not divide {d} dimensions; m can be {_divisors(d)}"
+            )
 
 
 def parse_spec(text: str) -> CodecSpec:
     """Read a codec string; UsageError names the part that is not understood and says what is allowed.
 
-    ``str()`` of the result gives the same string back. Whether it fits a head dimension is asked of ``check_head_dim``.
+    ``str()`` of the result gives the same string back. Whether it fits a head dimension is asked of
+    ``check_head_dim``.
     """
     if text == "none":
         return CodecSpec()
@@ -133,13 +154,15 @@ def parse_spec(text: str) -> CodecSpec:
     if parts and (match := _FIRST_LEVEL.fullmatch(parts[0])):
         first = int(match["bits"])
         if first > MAX_FIRST_LEVEL_BITS:
-            raise UsageError(f"codec {text!r}: Residual2x{first} is over the limit of Residual2x{MAX_FIRST_LEVEL_BITS}")
+            raise UsageError(
+                f"codec {text!r}: Residual2x{first} is over the limit of Residual2x{MAX_FIRST_LEVEL_BITS}"
+            )
         parts = parts[1:]
     if len(parts) != 1:
         wrong = repr(parts[0]) if parts else "nothing"
         raise UsageError(f"codec {text!r}: found {wrong} where one last part is expected; allowed: {GRAMMAR}")
     last = parts[0]
-    if last in ("SQ4", "SQ6", "SQ8", "SQfp16"):
+    if last == "SQ4" or last == "SQ6" or last == "SQ8" or last == "SQfp16":
         return CodecSpec(transform, blocks, dim, first, last)
     if match := _PRODUCT.fullmatch(last):
         bits = int(match["bits"])

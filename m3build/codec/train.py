@@ -1,21 +1,26 @@
 """Learning a codec's arrays from a sample of keys and values, with FAISS.
 
-The stages are FAISS's (OPQMatrix, PCAMatrix, RandomRotationMatrix, ProductQuantizer, ScalarQuantizer; k-means for the first level
-is in kmeans.py), put together as ``faiss.index_factory`` would, so that iterations, seeds and limits are ours and nothing is printed: FAISS
-warns on standard output when a codebook gets under 39 vectors a centroid, here that is the caller's warning (presets.py).
+The stages are FAISS's (OPQMatrix, PCAMatrix, RandomRotationMatrix, ProductQuantizer, ScalarQuantizer; k-means
+for the first level is in kmeans.py), put together as ``faiss.index_factory`` would, so that iterations, seeds
+and limits are ours and nothing is printed: FAISS warns on standard output when a codebook gets under 39
+vectors a centroid, here that is the caller's warning (presets.py).
 
-On unit Gaussian vectors at 40 vectors a centroid, the error on fresh ones stops falling after 4 to 6 iterations of the first level.
+On unit Gaussian vectors at 40 vectors a centroid, the error on fresh ones stops falling after 4 to 6
+iterations of the first level.
 
-Before FAISS sees a vector, the mean of its layer, kind and head is taken off and it is divided by their root mean square, so that one codebook serves
-layers of unlike scale and keys with large biases. The statistics and the sample depend on the order of the vectors given, which the caller fixes
-by drawing references by hash.
+Before FAISS sees a vector, the mean of its layer, kind and head is taken off and it is divided by their root
+mean square, so that one codebook serves layers of unlike scale and keys with large biases. The statistics and
+the sample depend on the order of the vectors given, which the caller fixes by drawing references by hash.
 
-Determinism: two trainings on the same vectors give the same bytes. Transforms are learnt on one thread (OPQ's result was seen to
-change in its last bits with the number of threads) and k-means on a fixed number.
+Determinism: two trainings on the same vectors give the same bytes. FAISS runs on one thread: OPQ's result was
+seen to change in its last bits with the number of threads, and on a busy machine its threads spent 20 times
+longer waiting for each other than one takes alone. kmeans.py, where most of the work is, uses all threads and
+does not depend on their number.
 
-OPQ looks for its rotation with codebooks of about one bit per dimension, near the rate of the codes that follow, instead of FAISS's 8 bits a block, and
-with one k-means step per iteration instead of four: on correlated vectors of 80 dimensions with an outlier channel, OPQ20_80,PQ8x8 then had
-an error of 0.06 after 3 s on one core, with FAISS's settings 0.16 after 49 s (0.26 without a rotation).
+OPQ looks for its rotation with codebooks of about one bit per dimension, near the rate of the codes that
+follow, instead of FAISS's 8 bits a block, and with one k-means step per iteration instead of four: on
+correlated vectors of 80 dimensions with an outlier channel, OPQ20_80,PQ8x8 then had an error of 0.06 after 3
+s on one core, with FAISS's settings 0.16 after 49 s (0.26 without a rotation).
 """
 
 from __future__ import annotations
@@ -27,16 +32,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from m3build_formats.errors import InputError
 
 from m3build.codec.codec import Codec, Floats
 from m3build.codec.kmeans import kmeans
 from m3build.codec.nearest import NearestCentroid
 from m3build.codec.rows import Heads, Scope, codebook_count, codebook_numbers
 from m3build.codec.spec import SCALAR_BITS, CodecSpec
+from m3build_formats.errors import InputError
 
 SEED = 20240701
-KMEANS_THREADS = 4
 FIRST_LEVEL_ITERATIONS = 8
 PRODUCT_ITERATIONS = 20
 OPQ_ITERATIONS = 50
@@ -62,9 +66,10 @@ def train_codec(
 ) -> Codec:
     """Learn a codec from sampled references.
 
-    ``keys``, ``values`` (R, N_heads, S, d) of any float dtype, ``positions`` (R, N_heads, S) uint8 with 255 for unused slots. The spec must
-    fit the sample (``presets.fit_to_sample`` makes it fit); InputError if it does not. ``none`` needs no sample: R may be 0.
-    ``device`` is where assignments to the large codebooks run; the result does not depend on it.
+    ``keys``, ``values`` (R, N_heads, S, d) of any float dtype, ``positions`` (R, N_heads, S) uint8 with 255
+    for unused slots. The spec must fit the sample (``presets.fit_to_sample`` makes it fit); InputError if it
+    does not. ``none`` needs no sample: R may be 0. ``device`` is where assignments to the large codebooks
+    run; the result does not depend on it.
     """
     _, count, slots, head_dim = keys.shape
     if count != len(heads):
@@ -76,7 +81,7 @@ def train_codec(
     mean, scale = _statistics(keys, values, used)
     numbers = codebook_numbers(scope, heads)
     learnt: list[dict[str, Floats]] = []
-    with faiss_threads(KMEANS_THREADS):
+    with one_faiss_thread():
         for book in range(codebook_count(scope, heads)):
             sample = _sample(keys, values, used, mean, scale, numbers == book, training_vectors_wanted(spec))
             learnt.append(_train_book(sample, spec, torch.device(device)))
@@ -85,12 +90,12 @@ def train_codec(
 
 
 @contextmanager
-def faiss_threads(count: int) -> Iterator[None]:
-    """Run FAISS on ``count`` threads and put back the number that was set before."""
+def one_faiss_thread() -> Iterator[None]:
+    """Run FAISS on one thread and put back the number that was set before."""
     import faiss
 
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
+    faiss.omp_set_num_threads(1)
     try:
         yield
     finally:
@@ -100,7 +105,9 @@ def faiss_threads(count: int) -> Iterator[None]:
 def _statistics(
     keys: npt.NDArray[Any], values: npt.NDArray[Any], used: npt.NDArray[np.bool_]
 ) -> tuple[Floats, Floats]:
-    """Mean (2, N_heads, d) and root mean square about it (2, N_heads), float32; 0 and 1 for a head that has no vectors."""
+    """Mean (2, N_heads, d) and root mean square about it (2, N_heads), float32; 0 and 1 for a head that
+    has no vectors.
+    """
     _, count, _, dim = keys.shape
     mean = np.zeros((2, count, dim), np.float32)
     scale = np.ones((2, count), np.float32)
@@ -109,6 +116,10 @@ def _statistics(
             mine = vectors[:, head][used[:, head]].astype(np.float64)
             if not len(mine):
                 continue
+            if not np.isfinite(mine).all():
+                raise InputError(
+                    "codec: the model gives keys or values that are not finite; try --dtype float32"
+                )
             mean[side, head] = mine.mean(0)
             spread = float(np.sqrt(np.mean((mine - mean[side, head]) ** 2)))
             # a head that always gives the same vector has rounding noise for a spread: leave it at scale 1
@@ -126,7 +137,9 @@ def _sample(
     members: npt.NDArray[np.bool_],
     limit: int,
 ) -> Floats:
-    """At most ``limit`` centred and scaled vectors (n, d) float32 of the (kind, head) pairs in ``members`` (2, N_heads)."""
+    """At most ``limit`` centred and scaled vectors (n, d) float32 of the (kind, head) pairs in ``members``
+    (2, N_heads).
+    """
     parts = [
         (vectors[:, head][used[:, head]].astype(np.float32) - mean[side, head]) / scale[side, head]
         for side, vectors in enumerate((keys, values))
@@ -137,19 +150,18 @@ def _sample(
         # RandomState's stream is frozen across numpy versions, a Generator's is not
         chosen = np.random.RandomState(SEED).permutation(len(sample))[:limit]
         sample = sample[np.sort(chosen)]
-    if not np.isfinite(sample).all():
-        raise InputError("codec: the model gives keys or values that are not finite; try --dtype float32")
     return np.ascontiguousarray(sample, np.float32)
 
 
 def _train_book(x: Floats, spec: CodecSpec, device: torch.device) -> dict[str, Floats]:
     """Learn one codebook from x (n, d) float32."""
     if len(x) < max(spec.centroids(), 1):
-        raise InputError(f"codec {spec}: {len(x)} training vectors are fewer than its {spec.centroids()} centroids")
+        raise InputError(
+            f"codec {spec}: {len(x)} training vectors are fewer than its {spec.centroids()} centroids"
+        )
     learnt: dict[str, Floats] = {}
     if spec.transform:
-        with faiss_threads(1):
-            learnt["transform"], learnt["transform_bias"], x = _train_transform(x, spec)
+        learnt["transform"], learnt["transform_bias"], x = _train_transform(x, spec)
     if spec.first_level_bits:
         learnt["first_level"], x = _train_first_level(x, spec.first_level_bits, device)
     if spec.fine == "PQ":
@@ -214,7 +226,11 @@ def _train_scalar(x: Floats, spec: CodecSpec) -> Floats:
     """(2, d): least value and range of each dimension."""
     import faiss
 
-    kind = {4: faiss.ScalarQuantizer.QT_4bit, 6: faiss.ScalarQuantizer.QT_6bit, 8: faiss.ScalarQuantizer.QT_8bit}
+    kind = {
+        4: faiss.ScalarQuantizer.QT_4bit,
+        6: faiss.ScalarQuantizer.QT_6bit,
+        8: faiss.ScalarQuantizer.QT_8bit,
+    }
     quantizer = faiss.ScalarQuantizer(x.shape[1], kind[SCALAR_BITS[spec.fine]])
     quantizer.train(x)
     return faiss.vector_to_array(quantizer.trained).reshape(2, -1).copy()

@@ -40,6 +40,8 @@ _SKIPPED_ROLES = frozenset({"navigation", "search", "menu", "menubar", "toolbar"
 # Marks of generators: the pilcrow links of Sphinx, page links of DocBook, edit links of MediaWiki, contents.
 _SKIPPED_CLASSES = frozenset({"headerlink", "navheader", "navfooter", "toc", "mw-editsection"})
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
+_SELF_CLOSED = re.compile(rf"<(?!(?:{_VOID})[\s/])([A-Za-z][\w:.-]*)((?:\s[^<>]*)?)/>", re.IGNORECASE)
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _CELL_MARK = " | "
 _MAX_INDENT = 8
@@ -240,6 +242,9 @@ def extract(markup: str) -> Extracted:
 
     if not markup.strip():
         return Extracted("")
+    if markup.lstrip().startswith("<?xml"):
+        # XHTML: "<script src='x'/>" is complete, where HTML would take all that follows for the script.
+        markup = _SELF_CLOSED.sub(r"<\1\2></\1>", markup)
     renderer = _Renderer()
     # huge_tree lifts libxml2's limits on the length of a text or an attribute; what can come is bounded by
     # max_document_bytes.

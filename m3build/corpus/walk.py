@@ -12,18 +12,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Literal
 
 from m3build.corpus.read import unreadable
 from m3build.corpus.source import WHOLE_FILE, BadInput
 
-OnBad = Callable[[str, BadInput], None]
 _Directory = tuple[int, int]
 
+NOT_REGULAR = BadInput(WHOLE_FILE, "not a regular file (a pipe, socket or device)", "unsupported")
 
-def walk(top: str, on_bad: OnBad) -> Iterator[str]:
-    """Paths relative to ``top`` of the files below it, in no order that matters; ``on_bad`` gets a relative
-    path and what is wrong there."""
+
+def walk(top: str) -> Iterator[tuple[str, BadInput | None]]:
+    """Paths relative to ``top`` ("" for itself) of the files below it with None, and of what is wrong below
+    it with the problem; in no order that matters."""
     visited: set[_Directory] = set()
     waiting: list[str] = [""]
     linked: list[str] = []
@@ -35,32 +37,29 @@ def walk(top: str, on_bad: OnBad) -> Iterator[str]:
             below = linked.pop()
         path = os.path.join(top, below) if below else top
         try:
-            status = os.stat(path)
-            here = (status.st_dev, status.st_ino)
+            here = _identity(path)
             if here in visited:
                 if below and here in _ancestors(top, below):
-                    on_bad(below, BadInput(WHOLE_FILE, "a link to a directory that it lies in; not followed"))
+                    yield below, BadInput(WHOLE_FILE, "a link to a directory that it lies in; not followed")
                 continue
             visited.add(here)
             with os.scandir(path) as entries:
                 found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            on_bad(below or os.path.basename(top), BadInput(WHOLE_FILE, unreadable(error)))
+            yield below, BadInput(WHOLE_FILE, unreadable(error))
             continue
         for entry in found:
             if entry.name.startswith("."):
                 continue
             inner = os.path.join(below, entry.name)
-            match _kind(entry):
-                case "file":
-                    yield inner
-                case "directory":
-                    (linked if entry.is_symlink() else waiting).append(inner)
-                case BadInput() as bad:
-                    on_bad(inner, bad)
+            kind = _kind(entry)
+            if kind == "directory":
+                (linked if entry.is_symlink() else waiting).append(inner)
+            else:
+                yield inner, None if kind == "file" else kind
 
 
-def _kind(entry: os.DirEntry[str]) -> str | BadInput:
+def _kind(entry: os.DirEntry[str]) -> Literal["file", "directory"] | BadInput:
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -71,15 +70,18 @@ def _kind(entry: os.DirEntry[str]) -> str | BadInput:
         return BadInput(WHOLE_FILE, unreadable(error))
     if stat.S_ISDIR(mode):
         return "directory"
-    if stat.S_ISREG(mode):
-        return "file"
-    return BadInput(WHOLE_FILE, "not a regular file (a pipe, socket or device)", "unsupported")
+    return "file" if stat.S_ISREG(mode) else NOT_REGULAR
+
+
+def _identity(path: str) -> _Directory:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _ancestors(top: str, below: str) -> set[_Directory]:
+    """The directories from ``top`` down to the one that ``below`` lies in, links among them followed."""
     parents: set[_Directory] = set()
     while below:
         below = os.path.dirname(below)
-        status = os.stat(os.path.join(top, below) if below else top)
-        parents.add((status.st_dev, status.st_ino))
+        parents.add(_identity(os.path.join(top, below) if below else top))
     return parents

@@ -4,10 +4,12 @@ Design choices:
 
 - Nothing is trained but counts: in how many texts of a sample each of the 2^20 buckets occurs, the number of
   texts and their mean length.
-- BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009) with Lucene's k1 and b. The projected vectors of text and query both carry the inverse document frequency (the
-  exact score has it once): rare n-grams then stand out of the projection's noise. Measured on 23,000 English
-  chunks: .976 hit@10 after re-ranking instead of .969 with its square root on each side, .953 with all of it
-  on the query; Chinese, 36,000 chunks: .956, .947, .895. Normalizing vectors did not help.
+- BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009) with Lucene's k1 and b.
+- The projected vectors of text and query both carry the inverse document frequency (the exact score has it
+  once): rare n-grams then stand out of the projection's noise. hit@10 after re-ranking, measured among 23,000
+  English and 36,000 Chinese chunks: .981 and .952; with its square root on each side .974 and .955; with all
+  of it on the query .964 and .919; without projection .982 and .982. With 1,024 dimensions .982 and .976.
+  Normalizing the vectors did not help.
 - The projection is a sparse Johnson-Lindenstrauss matrix in blocks (Kane and Nelson, "Sparser
   Johnson-Lindenstrauss Transforms", 2014): each bucket adds ±weight to one place of each block. Places and
   signs come from a fixed hash of the bucket, so no matrix is stored.

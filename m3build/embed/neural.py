@@ -3,7 +3,7 @@
 Design choices:
 
 - The library is an extra and is imported only here; it needs torch, the lexical embedder does not.
-- Weights come from safetensors only, and no code of a model repository is run.
+- The transformer's weights come from safetensors only, and no code of a model repository is run.
 - A model with a prompt for queries gets it (``encode_query``); one without encodes both sides alike.
 - Texts are encoded together only with others of equal token count. So neighbours do not change how a text is
   padded, and on a CPU not its vector.
@@ -84,10 +84,9 @@ class SentenceTransformersEmbedder:
             model = name.tobytes().decode()
         except UnicodeDecodeError as problem:
             raise CorruptError(f"embedder: the array {PREFIX}model is not UTF-8") from problem
-        if os.path.isabs(model):
-            raise CorruptError(
-                f"embedder: the array {PREFIX}model is an absolute path, which a bank does not hold"
-            )
+        parts = model.split("/")
+        if len(parts) > 2 or not all(part.strip(".") for part in parts):
+            raise CorruptError(f"embedder: the array {PREFIX}model holds {model!r}, which is no name")
         embedder = cls(model)
         if not embedder.fits(arrays):
             raise MismatchError(

@@ -10,6 +10,9 @@ Design choices:
   which are not repeated in each of thousands of parts.
 - Training runs on one thread with FAISS's fixed seed, and takes the first vectors of the sample as it is
   given: same sample, same bytes.
+- How many lists to probe is measured, not guessed. Randomly projected lexical vectors hardly cluster: for
+  short questions among 45,000 chunks, 64 of 256 lists held 80 % of the answers that a scan finds, and nearly
+  all lists get probed. IVF then costs little and gains little; vectors of a neural model gain much.
 - A sample too small for what was asked makes a smaller index, never an error.
 """
 
@@ -27,7 +30,7 @@ from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse
 from m3build_formats.errors import CorruptError, UsageError
 
 METRIC = "inner_product"
-PROBE_RECALL = 0.95
+PROBE_RECALL = 0.98
 PROBE_NEIGHBOURS = 10
 PROBE_QUERIES = 256
 _MAX_DIM = 65_536

@@ -9,13 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from m3build.model.memory3_file import read_memory3
 from m3build.model.shape import (
     MemoryShape,
     ModelFacts,
     ShapeRequest,
     parse_heads,
     parse_layers,
-    read_memory3,
     resolve_shape,
 )
 

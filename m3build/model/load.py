@@ -15,8 +15,9 @@ import torch
 
 from m3build.model.device import choose_device, choose_dtype, dtype_name
 from m3build.model.identity import fingerprint
+from m3build.model.memory3_file import read_memory3
 from m3build.model.probe import LayerFacts, probe
-from m3build.model.shape import MemoryShape, ModelFacts, ShapeRequest, read_memory3, resolve_shape
+from m3build.model.shape import MemoryShape, ModelFacts, ShapeRequest, resolve_shape
 from m3build.model.source import ModelSource, find_model
 from m3build.model.support import check_supported, model_facts
 from m3build_formats.errors import CorruptError, MismatchError, ResourceError, UsageError

@@ -8,35 +8,22 @@ tokens of at most 128, 64-token query chunks, 5 references.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from m3build.model.memory3_file import MEMORY3_FILE
 from m3build.selection import check_selection
 from m3build_formats.errors import UsageError
 from m3build_formats.layout import MAX_REFERENCE_TOKENS
 
-MEMORY3_FILE = "memory3.json"
-MEMORY3_KEYS = (
-    "memory_layers",
-    "memory_heads",
-    "sparse_tokens",
-    "reference_tokens",
-    "reference_bos",
-    "selection",
-    "query_tokens",
-    "references",
-)
 DEFAULT_SPARSE_TOKENS = 8
 DEFAULT_REFERENCE_TOKENS = 128
 DEFAULT_REFERENCE_BOS = "Reference:"
 DEFAULT_SELECTION = "memory3"
 DEFAULT_QUERY_TOKENS = 64
 DEFAULT_REFERENCES = 5
-_MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +108,7 @@ class MemoryShape:
 
 
 def resolve_shape(facts: ModelFacts, request: ShapeRequest, stored: Mapping[str, Any]) -> MemoryShape:
-    """The shape of memories of a model. ``stored`` is what :func:`read_memory3` returned, {} without the
+    """The shape of memories of a model. ``stored`` is what ``read_memory3`` returned, {} without the
     file.
 
     Memory layers that were asked for set the file's ``memory_heads`` aside. Heads given without layers make
@@ -227,52 +214,6 @@ def parse_heads(
     return dict(sorted(chosen.items()))
 
 
-def read_memory3(directory: Path) -> dict[str, Any]:
-    """What ``memory3.json`` in a model directory says; {} if there is none. Heads come with integer layers.
-
-    Raises UsageError, naming the key, for one that is unknown or has the wrong type.
-    """
-    path = directory / MEMORY3_FILE
-    if not path.exists():
-        return {}
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UsageError(f"{path}: over {_MAX_CONFIG_BYTES} bytes; this is no memory3.json.")
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(stored, dict):
-        raise UsageError(f"{path}: holds {_kind(stored)} where an object was expected.")
-    for key, value in stored.items():
-        if key not in MEMORY3_KEYS:
-            raise UsageError(f"{path}: unknown key '{key}'; there are {', '.join(MEMORY3_KEYS)}.")
-        _check_stored(path, key, value)
-    return stored
-
-
-def _check_stored(path: Path, key: str, value: Any) -> None:
-    def is_whole(item: Any) -> bool:
-        return isinstance(item, int) and not isinstance(item, bool)
-
-    def are_whole(items: Any) -> bool:
-        return isinstance(items, list) and all(map(is_whole, items))
-
-    match key:
-        case "memory_layers":
-            right, expected = are_whole(value), "a list of integers"
-        case "memory_heads":
-            right = isinstance(value, dict) and all(map(are_whole, value.values()))
-            expected = 'an object such as {"4": [0, 1]}'
-        case "reference_bos" | "selection":
-            right, expected = isinstance(value, str), "a string"
-        case "sparse_tokens":
-            right, expected = is_whole(value) or value == "all", 'an integer or "all"'
-        case _:
-            right, expected = is_whole(value), "an integer"
-    if not right:
-        raise UsageError(f"{path}: {key} must be {expected}, not {json.dumps(value)[:80]}.")
-
-
 def _numbers(text: str, where: str) -> list[int]:
     """Numbers of "0-3,6"."""
     found: list[int] = []
@@ -303,12 +244,6 @@ def _whole(value: Any, where: str, most: int, or_all: bool = False) -> int:
             f"{where} must be a number from 1 to {most}{' or all' if or_all else ''}, not {value!r}."
         )
     return value
-
-
-def _kind(value: Any) -> str:
-    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(
-        type(value), "a number"
-    )
 
 
 def _listed(numbers: Iterable[int]) -> str:

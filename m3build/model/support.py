@@ -18,28 +18,28 @@ _ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 def model_facts(config: Any, name: str) -> ModelFacts:
-    """The sizes in a config. Raises MismatchError if it has no attention heads."""
+    """The sizes in a config. Raises MismatchError if it lacks them, or has them by layer."""
     try:
-        query_heads = int(config.num_attention_heads)
-        hidden = int(config.hidden_size)
-        layers = int(config.num_hidden_layers)
-    except (AttributeError, TypeError, ValueError) as error:
+        query_heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+        kv_heads = getattr(config, "num_key_value_heads", None)
+        intermediate = getattr(config, "intermediate_size", None)
+        return ModelFacts(
+            name=name,
+            architecture=str(config.model_type),
+            layers=int(config.num_hidden_layers),
+            query_heads=query_heads,
+            kv_heads=query_heads if kv_heads is None else int(kv_heads),
+            head_dim=int(getattr(config, "head_dim", None) or hidden // query_heads),
+            hidden_size=hidden,
+            intermediate_size=intermediate if isinstance(intermediate, int) else 4 * hidden,
+            vocab_size=int(config.vocab_size),
+        )
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        # RuntimeError: transformers' answer for a config whose layers differ in such a number.
         raise MismatchError(
-            f"{name} ({config.model_type}) has no attention heads in its config; it cannot write memories."
+            f"{name} is a {config.model_type} model, whose config does not give one number of attention heads"
+            " and dimensions for all layers; it cannot write memories."
         ) from error
-    kv_heads = getattr(config, "num_key_value_heads", None)
-    intermediate = getattr(config, "intermediate_size", None)
-    return ModelFacts(
-        name=name,
-        architecture=str(config.model_type),
-        layers=layers,
-        query_heads=query_heads,
-        kv_heads=query_heads if kv_heads is None else int(kv_heads),
-        head_dim=int(getattr(config, "head_dim", None) or hidden // query_heads),
-        hidden_size=hidden,
-        intermediate_size=int(intermediate) if isinstance(intermediate, int) else 4 * hidden,
-        vocab_size=int(config.vocab_size),
-    )
 
 
 def check_supported(config: Any, name: str, trust_remote_code: bool) -> None:
@@ -72,8 +72,8 @@ def check_supported(config: Any, name: str, trust_remote_code: bool) -> None:
         return
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise refuse("which transformers has no causal language model for")
-    cls: Any = AutoModel._model_mapping[type(config)]
-    if not cls._can_set_attn_implementation():
+    cls: Any = AutoModel._model_mapping.get(type(config), None)
+    if cls is None or not cls._can_set_attn_implementation():
         raise MismatchError(
             f"{name} is a {kind} model, whose attention does not go through transformers' AttentionInterface;"
             " m3build cannot take its keys and values."

@@ -22,7 +22,9 @@ LIMIT = 0.245
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--codec", default="memory3")
     options.add_argument("--dim", type=int, default=80)
     options.add_argument("--train", type=int, default=640_000)
@@ -31,7 +33,10 @@ def main() -> int:
     given = options.parse_args()
     spec = resolve_codec(given.codec, given.dim, training_vectors=given.train).spec
     bits = spec.nominal_bits(given.dim)
-    print(f"{spec}: {spec.bytes_per_vector(given.dim)} bytes, {bits / given.dim:.3f} bit per dimension", flush=True)
+    print(
+        f"{spec}: {spec.bytes_per_vector(given.dim)} bytes, {bits / given.dim:.3f} bit per dimension",
+        flush=True,
+    )
 
     rng = np.random.default_rng(0)
     # half of the draw poses as keys, half as values: with scope `all` they train one codebook together
@@ -47,12 +52,16 @@ def main() -> int:
     encoder = TorchEncoder(codec, "cpu")
     print(f"encoder ready in {time.perf_counter() - start:.1f} s", flush=True)
     start = time.perf_counter()
-    codes = encoder.encode(torch.from_numpy(fresh), torch.from_numpy(fresh), torch.from_numpy(positions)).numpy()
+    codes = encoder.encode(
+        torch.from_numpy(fresh), torch.from_numpy(fresh), torch.from_numpy(positions)
+    ).numpy()
     seconds = time.perf_counter() - start
     keys, _ = codec.decode_rows(codes)
     error = float(np.square(keys - fresh).sum() / np.square(fresh).sum())
     print(f"{2 * given.test / seconds:,.0f} vectors/s encoded on {torch.get_num_threads()} threads")
-    print(f"relative mean squared error {error:.4f}, limit {given.limit}, bound {2 ** (-2 * bits / given.dim):.4f}")
+    print(
+        f"relative mean squared error {error:.4f}, limit {given.limit}, bound {2 ** (-2 * bits / given.dim):.4f}"
+    )
     return 0 if error <= given.limit else 1
 
 

@@ -9,7 +9,7 @@ a bank finds them (index, candidates, re-ranking), by the exact score of every p
 (bm25s, if installed; hopeless for text without spaces). ``--noise`` adds the text files under a path as
 passages that answer nothing, so that a small set is searched among many. Then the speed of the lexical
 embedder beside scikit-learn (if installed) doing the same, HashingVectorizer and SparseRandomProjection: CPU
-time on one thread, best of three. Exits 1 if the lexical embedder misses FIGURES on the paragraphs.
+time, best of three. Exits 1 if the lexical embedder misses FIGURES on the paragraphs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-sys.path[:0] = [str(Path(__file__).parents[2] / part) for part in (".", "formats")]
 
 import numpy as np
 
@@ -174,7 +170,7 @@ def exactly(embedder: Embedder, passages: list[str], queries: list[str]) -> Rank
 
 
 def report(name: str, ranking: Ranking, owners: Sequence[int], questions: Questions) -> tuple[float, float]:
-    """Print and return hit@1 and hit@10 over the first distinct paragraphs. Passages past the owners are noise."""
+    """Print and return hit@1 and hit@10 over the first distinct paragraphs. The rest are noise."""
     hits = {1: 0, 10: 0}
     for rows, answer in zip(ranking, questions.answers, strict=True):
         distinct = dict.fromkeys(owners[row] if row < len(owners) else -row for row in rows)

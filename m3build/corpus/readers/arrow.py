@@ -113,6 +113,8 @@ def _batches(
             columns = check_columns(stream.schema, options)
             for batch in stream:
                 yield batch.select(columns)
+            if native.read(1):
+                raise ValueError("the stream ends before the file does")
         return
     file = part.file
     count = _batch_count(native)

@@ -6,7 +6,8 @@ How many rows a batch may have is a question of memory, since a page can say "th
 times":
 
 - a row group of at most 32 MiB is read in dictionary form, in which no string is written out twice;
-- in a larger one that form would collect every string, so it is read plainly, a few rows at a time.
+- in a larger one that form would collect every string, so it is read plainly, through a buffer, a few rows at
+  a time.
 
 (The sizes of single columns would be the better measure, but pyarrow lets exceptions of theirs abort the
 process where a footer is damaged.)
@@ -40,9 +41,13 @@ def _open(handle: BinaryIO, **settings: Any) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(
-            handle, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True, **settings
-        )
+        table = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True, **settings)
+        groups = [table.metadata.row_group(group) for group in range(table.metadata.num_row_groups)]
+        if sum(group.num_rows for group in groups) != table.metadata.num_rows or any(
+            g.num_rows < 0 for g in groups
+        ):
+            raise ValueError("the row counts in the footer contradict each other")
+        return table
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise BadInput(WHOLE_FILE, f"not a readable Parquet file: {first_line(error)}") from error
 
@@ -69,7 +74,7 @@ def read(part: SourceRange, options: SourceOptions) -> Iterator[Document | Rejec
     import pyarrow as pa
 
     file = part.file
-    with open_table(file) as handle, _open(handle) as plain:
+    with open_table(file) as handle, _open(handle, buffer_size=_BUFFER_BYTES) as plain:
         columns = check_columns(plain.schema_arrow, options)
         metadata = plain.metadata
         by_dictionary = _open(handle, metadata=metadata, read_dictionary=[options.text_field])
@@ -88,6 +93,8 @@ def read(part: SourceRange, options: SourceOptions) -> Iterator[Document | Rejec
                 ):
                     yield from rows(batch, row, file, options)
                     row += batch.num_rows
+                if row != first:
+                    raise ValueError(f"{row} rows up to here, where the footer says {first}")
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 yield Reject(
                     file.name, f"row group {group}, row {row}", f"damaged Parquet data: {first_line(error)}"

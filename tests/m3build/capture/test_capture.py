@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,34 +206,28 @@ def test_two_threads_capture_from_one_model_while_a_third_uses_it_plainly(arch: 
     with torch.no_grad():
         alone = [capture(model.base_model, ids, [1, 2]) for ids in rows]
         logits = model(rows[0]).logits
-    wrong: list[str] = []
     start = threading.Barrier(3)
 
     def capturing(ids: torch.Tensor, expected: list[LayerCapture]) -> None:
         start.wait()
         with torch.no_grad():
             for _ in range(30):
-                for ours, theirs in zip(capture(model.base_model, ids, [1, 2]), expected, strict=True):
-                    if not (
-                        torch.equal(ours.query, theirs.query)
-                        and torch.equal(ours.rotated_key, theirs.rotated_key)
-                    ):
-                        wrong.append("capture")
+                again = capture(model.base_model, ids, [1, 2])
+                for ours, theirs in zip(again, expected, strict=True):
+                    assert torch.equal(ours.query, theirs.query)
+                    assert torch.equal(ours.rotated_key, theirs.rotated_key)
 
     def plain() -> None:
         start.wait()
         with torch.no_grad():
             for _ in range(30):
-                if not torch.allclose(model(rows[0]).logits, logits, atol=1e-5):
-                    wrong.append("plain")
+                assert torch.allclose(model(rows[0]).logits, logits, atol=1e-5)
 
-    threads = [threading.Thread(target=capturing, args=pair) for pair in zip(rows, alone, strict=True)]
-    threads.append(threading.Thread(target=plain))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(capturing, *pair) for pair in zip(rows, alone, strict=True)]
+        work.append(pool.submit(plain))
+        for future in work:
+            future.result()
     assert state_of(model.base_model) == before
 
 
@@ -250,10 +245,25 @@ def test_attention_with_sinks_is_refused_by_name() -> None:
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.for_model(
-        "gpt_oss", vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=64,
-        pad_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        "gpt_oss", vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_local_experts=2, num_experts_per_tok=1,
+        max_position_embeddings=64, pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
     )  # fmt: skip
     base = AutoModel.from_config(config).eval()
     with pytest.raises(MismatchError, match=r"GptOssAttention.*s_aux"), torch.no_grad():
         capture(base, ids_of(1, 8, 64), [0])
+
+
+def test_attention_that_runs_twice_in_a_layer_is_refused_by_name() -> None:
+    base = tiny_model("llama").base_model
+    attention = attention_of(base.layers[1])
+    once = attention.forward
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        once(*args, **kwargs)
+        return once(*args, **kwargs)
+
+    attention.forward = twice  # type: ignore[method-assign]
+    with pytest.raises(MismatchError, match="LlamaAttention runs attention twice"), torch.no_grad():
+        capture_each(base, ids_of(), [1], lambda _: None, stop=False)

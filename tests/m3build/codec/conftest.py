@@ -60,6 +60,9 @@ def faiss_index(codec: Codec, book: int) -> Any:
     spec, arrays = codec.spec, codec.arrays
     # FAISS spells a first level before a scalar quantizer as an inverted multi-index; the code is the same
     text = str(spec) if spec.fine == "PQ" else str(spec).replace("Residual", "IMI")
+    if spec.fine == "PQ" and not spec.first_level_bits:
+        # without "np" FAISS reorders the centroids for another kind of search, slowly
+        text += "np"
     index = faiss.index_factory(codec.head_dim, text)
     rng = np.random.default_rng(0)
     index.train(rng.standard_normal((max(300, 2 * spec.centroids()), codec.head_dim)).astype(np.float32))

@@ -25,7 +25,14 @@ def measured(trained, memories):
             *(torch.from_numpy(given[name]) for name in ("keys", "values", "positions"))
         )
         found = measure_errors(
-            codec, codes.numpy(), given["keys"], given["values"], given["positions"], given["queries"], SCALING, softcap
+            codec,
+            codes.numpy(),
+            given["keys"],
+            given["values"],
+            given["positions"],
+            given["queries"],
+            SCALING,
+            softcap,
         )
         return codec, codes.numpy(), given, found
 
@@ -47,7 +54,10 @@ def test_the_four_errors_are_as_defined(measured, softcap):
                 total = sums.setdefault((name, where), np.zeros(2))
                 total += error, reference
 
-        for name, exact, got in (("key_error", given["keys"], decoded[0]), ("value_error", given["values"], decoded[1])):
+        for name, exact, got in (
+            ("key_error", given["keys"], decoded[0]),
+            ("value_error", given["values"], decoded[1]),
+        ):
             a, b = exact[:, head][used[:, head]].astype(float), got[:, head][used[:, head]].astype(float)
             add(name, ((a - b) ** 2).sum(), ((a - a.mean(0)) ** 2).sum())
         for r in range(12):

@@ -26,8 +26,17 @@ def draw(n, count, dim, seed=0, spread=1.0, shift=0.0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("count", "dim", "spread", "shift"),
-    [(5, 3, 1, 0), (64, 8, 1, 0), (65, 8, 1, 0), (300, 4, 1, 0), (1000, 20, 1, 0), (2048, 10, 1e-3, 0), (512, 8, 1, 100)]
-    + [(512, 8, 1e8, 0), (700, 1, 1, 0)],
+    [
+        (5, 3, 1, 0),
+        (64, 8, 1, 0),
+        (65, 8, 1, 0),
+        (300, 4, 1, 0),
+        (1000, 20, 1, 0),
+        (2048, 10, 1e-3, 0),
+        (512, 8, 1, 100),
+        (512, 8, 1e8, 0),
+        (700, 1, 1, 0),
+    ],
 )
 def test_the_nearest_centroid_is_that_of_float64_arithmetic(count, dim, spread, shift, dtype):
     x, c = draw(1500, count, dim, spread=spread, shift=shift)

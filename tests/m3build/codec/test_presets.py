@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from m3build_formats.errors import UsageError
 
 from m3build.codec.presets import (
     ENCODING_SHARE,
@@ -17,6 +16,7 @@ from m3build.codec.presets import (
     resolve_codec,
 )
 from m3build.codec.spec import parse_spec
+from m3build_formats.errors import UsageError
 
 PLENTY = 10**9
 
@@ -27,7 +27,9 @@ def test_memory3_at_80_dimensions_is_the_papers_codec():
 
 
 @pytest.mark.parametrize("preset", [memory3, memory3_small])
-@pytest.mark.parametrize("dim", [8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192, 224, 256])
+@pytest.mark.parametrize(
+    "dim", [8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192, 224, 256]
+)
 def test_presets_keep_the_papers_rate_and_its_bytes_rounded_up(preset, dim):
     spec = preset(dim)
     spec.check_head_dim(dim)
@@ -37,7 +39,11 @@ def test_presets_keep_the_papers_rate_and_its_bytes_rounded_up(preset, dim):
 
 @pytest.mark.parametrize("dim", range(1, 257))
 def test_every_head_dimension_has_presets(dim):
-    for preset in (memory3(dim), memory3_small(dim), resolve_codec("auto", dim, training_vectors=PLENTY).spec):
+    for preset in (
+        memory3(dim),
+        memory3_small(dim),
+        resolve_codec("auto", dim, training_vectors=PLENTY).spec,
+    ):
         preset.check_head_dim(dim)
         assert parse_spec(str(preset)) == preset
 
@@ -49,7 +55,9 @@ def test_memory3_small_costs_a_fraction(dim):
 
 @given(st.integers(1, 256), st.integers(0, 10**7), st.floats(1e6, 1e13), st.integers(1, 5000))
 def test_auto_encodes_within_a_fifth_of_the_forward_pass_or_warns(dim, sample, forward, vectors):
-    found = resolve_codec("auto", dim, training_vectors=sample, forward_flops=forward, vectors=vectors, quantizer_speed=1.0)
+    found = resolve_codec(
+        "auto", dim, training_vectors=sample, forward_flops=forward, vectors=vectors, quantizer_speed=1.0
+    )
     cost = found.spec.encode_flops(dim) * vectors
     assert cost <= ENCODING_SHARE * forward or found.warnings
     assert found.spec.centroids() * GOOD_POINTS <= sample or not found.spec.is_trained

@@ -18,7 +18,12 @@ def test_a_row_goes_by_layer_then_kind_then_head_then_slot():
 
 @pytest.mark.parametrize(
     ("scope", "keys", "values"),
-    [("all", [0, 0, 0], [0, 0, 0]), ("kind", [0, 0, 0], [1, 1, 1]), ("layer", [0, 0, 2], [1, 1, 3]), ("head", [0, 2, 4], [1, 3, 5])],
+    [
+        ("all", [0, 0, 0], [0, 0, 0]),
+        ("kind", [0, 0, 0], [1, 1, 1]),
+        ("layer", [0, 0, 2], [1, 1, 3]),
+        ("head", [0, 2, 4], [1, 3, 5]),
+    ],
 )
 def test_a_scope_says_which_vectors_share_a_codebook(scope, keys, values):
     assert codebook_numbers(scope, HEADS).tolist() == [keys, values]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from m3build_formats.errors import UsageError
 
 from m3build.codec.spec import CodecSpec, parse_spec
+from m3build_formats.errors import UsageError
 
 transforms = st.one_of(
     st.just(("", 0, 0)),
@@ -34,8 +34,17 @@ def test_the_papers_codec_takes_108_bits_in_14_bytes():
 
 @pytest.mark.parametrize(
     ("text", "dim", "size"),
-    [("none", 80, 160), ("SQfp16", 8, 16), ("SQ8", 8, 8), ("SQ6", 8, 6), ("SQ4", 7, 4), ("PCA4,SQ8", 8, 4)]
-    + [("PQ2x5", 8, 2), ("Residual2x5,PQ2x5", 8, 4), ("RR8,Residual2x4,SQ4", 8, 5)],
+    [
+        ("none", 80, 160),
+        ("SQfp16", 8, 16),
+        ("SQ8", 8, 8),
+        ("SQ6", 8, 6),
+        ("SQ4", 7, 4),
+        ("PCA4,SQ8", 8, 4),
+        ("PQ2x5", 8, 2),
+        ("Residual2x5,PQ2x5", 8, 4),
+        ("RR8,Residual2x4,SQ4", 8, 5),
+    ],
 )
 def test_stored_bytes_round_the_first_level_and_the_rest_up_separately(text, dim, size):
     assert parse_spec(text).bytes_per_vector(dim) == size
@@ -43,8 +52,27 @@ def test_stored_bytes_round_the_first_level_and_the_rest_up_separately(text, dim
 
 @pytest.mark.parametrize(
     "text",
-    ["", "PQ8", "IVF64,PQ8x8", "SQ5", "PQ8x8,SQ8", "Residual3x8,PQ8x8", "Residual2x17,PQ8x8", "PQ8x17", "PQ0x8", "OPQ4_0,PQ4x8"]
-    + ["LSQ4x8", "PQ8x8fs", "NONE", "none,PQ8x8", "OPQ4,PQ4x8", "PQ8x8,", " PQ8x8", "PCA8", "PQ٣x8"],
+    [
+        "",
+        "PQ8",
+        "IVF64,PQ8x8",
+        "SQ5",
+        "PQ8x8,SQ8",
+        "Residual3x8,PQ8x8",
+        "Residual2x17,PQ8x8",
+        "PQ8x17",
+        "PQ0x8",
+        "OPQ4_0,PQ4x8",
+        "LSQ4x8",
+        "PQ8x8fs",
+        "NONE",
+        "none,PQ8x8",
+        "OPQ4,PQ4x8",
+        "PQ8x8,",
+        " PQ8x8",
+        "PCA8",
+        "PQ٣x8",
+    ],
 )
 def test_other_strings_are_refused_with_what_is_allowed(text):
     with pytest.raises(UsageError, match=r"Residual2x|bits a block"):

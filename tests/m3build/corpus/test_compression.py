@@ -39,7 +39,7 @@ def test_decompressed_bytes_are_the_bytes_that_were_compressed(
 ) -> None:
     data *= repeat
     stream = DecompressedStream(io.BytesIO(compress(data, compression)), compression)
-    pieces = []
+    pieces: list[bytes] = []
     while True:
         piece = stream.read(sizes[len(pieces) % len(sizes)])
         if not piece:

@@ -50,7 +50,21 @@ def test_a_glob_gives_paths_below_its_fixed_part(make: Any, find: Any, tmp_path:
     assert names(find(f"{tmp_path}/docs/*/x.md")[0]) == ["a/x.md", "b/x.md"]
     assert names(find(f"{tmp_path}/docs/**/*.md")[0]) == ["a/x.md", "b/x.md"]
     assert names(find(f"{tmp_path}/docs/**")[0]) == ["a/x.md", "b/x.md", "b/y.txt"]
+    assert names(find(f"{tmp_path}/**/b")[0]) == ["docs/b/x.md", "docs/b/y.txt"]
+    assert names(find(f"{tmp_path}/**/b/*.txt")[0]) == ["docs/b/y.txt"]
     assert names(find(f"{tmp_path}/d*")[0]) == ["docs/a/x.md", "docs/b/x.md", "docs/b/y.txt"]
+
+
+def test_a_glob_across_directories_does_not_follow_links_in_circles(
+    make: Any, find: Any, tmp_path: Path
+) -> None:
+    make("docs/a.txt", "text")
+    for link in "xyz":
+        (tmp_path / "docs" / link).symlink_to(".")
+    files, rejects = find(f"{tmp_path}/docs/**/*.txt")
+    assert names(files) == ["a.txt"]
+    assert not rejects
+    assert len(find(f"{tmp_path}/docs/**")[1]) == 3
 
 
 def test_a_file_whose_name_has_wildcards_is_found_by_that_name(make: Any, find: Any, tmp_path: Path) -> None:
@@ -91,6 +105,14 @@ def test_a_dangling_link_is_a_reject(make: Any, find: Any, tmp_path: Path) -> No
     assert names(files) == ["a.txt"]
     assert [(reject.source, reject.kind) for reject in rejects] == [("b.txt", "reject")]
     assert "dangling" in rejects[0].reason
+
+
+def test_namesakes_that_cannot_be_read_are_all_counted(make: Any, find: Any, tmp_path: Path) -> None:
+    for directory in ("one", "two"):
+        make(f"{directory}/a.txt", "text")
+        (tmp_path / directory / "b.txt").symlink_to("nowhere")
+    _, rejects = find(tmp_path / "one", tmp_path / "two", tmp_path / "one")
+    assert [reject.source for reject in rejects] == ["one/b.txt", "two/b.txt"]
 
 
 def test_a_source_that_is_a_dangling_link_is_a_reject(find: Any, tmp_path: Path) -> None:

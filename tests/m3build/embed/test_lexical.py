@@ -82,6 +82,23 @@ def test_vectors_are_the_written_projection(fitted: LexicalEmbedder, text: str) 
     np.testing.assert_allclose(fitted.embed_queries([text])[0], asked, rtol=1e-5, atol=1e-5)
 
 
+CHECK_VALUES = {
+    "a": ({717674}, {31, 62}, {13, 36}),
+    "AB": ({504523, 616687, 727736}, {6, 27, 37, 42, 53}, {0, 2, 18, 22, 45, 48, 62}),
+    "中文": ({81641, 326801, 944793}, {9, 11, 28, 36}, {15, 17, 18, 38, 47, 48}),
+}
+
+
+@pytest.mark.parametrize("text", CHECK_VALUES)
+def test_the_check_values_of_the_specification_hold(text: str) -> None:
+    buckets, positive, negative = CHECK_VALUES[text]
+    assert set(counts(text)) == buckets
+    (vector,) = LexicalEmbedder(dim=64).embed_queries([text])
+    assert set(np.flatnonzero(vector > 0)) == positive
+    assert set(np.flatnonzero(vector < 0)) == negative
+    np.testing.assert_allclose(np.abs(vector[vector != 0]), math.log(2) / 2, rtol=1e-6)
+
+
 def test_shape_and_type_of_vectors(fitted: LexicalEmbedder) -> None:
     stored, asked = fitted.embed(SAMPLE), fitted.embed_queries([])
     assert (stored.dtype, stored.shape) == (np.float16, (5, 128))

@@ -112,7 +112,7 @@ def test_another_model_under_the_same_name_is_a_mismatch(
         load_embedder(arrays)
 
 
-@pytest.mark.parametrize("name", [b"", b"\xff\xfe", b"/etc/model"])
+@pytest.mark.parametrize("name", [b"", b"\xff\xfe", b"/etc/model", b"../model", b"a/b/c", b"."])
 def test_a_name_that_cannot_be_is_corrupt(library: type[StandIn], name: bytes) -> None:
     arrays = make_embedder("some/model").to_arrays()
     with pytest.raises(CorruptError):

@@ -177,6 +177,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_a_mismatc
         ("mamba", {"hidden_size": 32}, "is a mamba model, whose layers are not all attention"),
         ("qwen3_next", {}, "is a qwen3_next model, whose layers are not all attention (linear_attention)"),
         ("gemma3", {}, "is a gemma3 model, which is made of several models"),
+        ("gemma4_text", {}, "is a gemma4_text model"),
+        ("trocr", {}, "is a trocr model"),
     ],
 )
 def test_an_architecture_that_cannot_write_memories_is_refused_by_name(
@@ -195,9 +197,10 @@ def test_attention_with_sinks_is_refused_when_the_model_is_loaded(tmp_path: Path
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
-        "gpt_oss", vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=64,
-        pad_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        "gpt_oss", vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_local_experts=2, num_experts_per_tok=1,
+        max_position_embeddings=64, pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

@@ -134,3 +134,28 @@ def test_feather_version_1_is_refused_by_name(make: Any, read: Any) -> None:
     found = read(make("a.feather", b"FEA1" + b"\0" * 100 + b"FEA1"))
     assert "version 2" in found.reason
     assert "Feather version 1" in read(make("a", b"FEA1" + b"\0" * 100 + b"FEA1")).reason
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_no_flipped_byte_breaks_the_reader(make: Any, find: Any, kind: str) -> None:
+    data = file_bytes(pa.table({"text": [f"word {n}" for n in range(30)]}), 10, kind)
+    for offset in range(0, len(data), 2):
+        flipped = data[:offset] + bytes([data[offset] ^ 0x81]) + data[offset + 1 :]
+        (file,), _ = find(make("a.arrow", flipped))
+        found = list(read_range(SourceRange(file), SourceOptions()))
+        documents = sum(isinstance(item, Document) for item in found)
+        # Only the footer of a file can hide a batch: nothing else in it tells how many there are.
+        assert documents == 30 or documents < len(found) or kind == "file", offset
+
+
+def test_a_length_beyond_all_memory_is_a_reject(make: Any, read: Any) -> None:
+    data = bytearray(file_bytes(TABLE, kind="stream"))
+    # The body length of the first record batch, in its flatbuffer: eight bytes with the size of the columns.
+    size = len(file_bytes(TABLE, kind="stream")) - len(file_bytes(TABLE.slice(0, 0), kind="stream"))
+    at = next(
+        offset
+        for offset in range(0, len(data) - 8, 8)
+        if size - 400 < int.from_bytes(data[offset : offset + 8], "little") <= size
+    )
+    data[at + 5] = 0x7F
+    assert len(read(make("a.arrows", bytes(data))).rejects) == 1

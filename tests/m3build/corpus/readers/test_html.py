@@ -69,6 +69,13 @@ def test_what_is_not_content_is_left_out(markup: str) -> None:
     assert text(f"<body><p>before</p>{markup}<p>after</p>") == "before\n\nafter"
 
 
+def test_self_closed_elements_of_xhtml_swallow_nothing() -> None:
+    markup = (
+        "<?xml version='1.0'?><html><head><title/><script src='x'/></head><body><a id='y'/><p/>words<br/>more"
+    )
+    assert text(markup) == "words\nmore"
+
+
 def test_headings_point_into_the_text_and_pilcrows_are_left_out() -> None:
     markup = (
         "<title> A &amp; B </title><p>x</p><h1>First <a class=headerlink>¶</a></h1>y"

@@ -92,7 +92,7 @@ def test_a_long_array_and_a_long_element_are_not_held(make: Any, read: Any) -> N
     from m3build.corpus import SourceOptions, discover, read_range, split
 
     options = SourceOptions(max_document_bytes=200_000)
-    (file,) = discover([str(path)], pytest.fail)
+    (file,) = discover([str(path)], print)
     tracemalloc.start()
     count = sum(1 for part in split(file, options) for _ in read_range(part, options))
     peak = tracemalloc.get_traced_memory()[1]

@@ -63,7 +63,7 @@ def test_a_compressed_parquet_file_is_read(
     ],
     ids=str,
 )
-def test_every_kind_of_string_column_is_read(tmp_path: Path, read: Any, column: pa.Array) -> None:
+def test_every_kind_of_string_column_is_read(tmp_path: Path, read: Any, column: Any) -> None:
     assert read(write(tmp_path / "a.parquet", pa.table({"text": column}))).texts == ["a", "b", "a"]
 
 
@@ -179,3 +179,35 @@ def test_a_parquet_bomb_that_is_compressed_again_is_one_reject(
     monkeypatch.setattr("m3build.corpus.table.UNPACKED_BYTES", 100_000)
     found = read(make("a.parquet.zst", compress(b"PAR1" + b"\0" * 3_000_000, "zst")))
     assert "decompresses to more than" in found.reason
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"write_page_checksum": True}, {"compression": "none", "use_dictionary": False}]
+)
+def test_no_flipped_byte_breaks_the_reader_or_loses_rows_in_silence(
+    tmp_path: Path, make: Any, find: Any, options: dict[str, Any]
+) -> None:
+    table = pa.table({"text": [f"word {n}" for n in range(30)]})
+    data = write(tmp_path / "x", table, row_group_size=10, **options).read_bytes()
+    for offset in range(0, len(data), 2):
+        flipped = data[:offset] + bytes([data[offset] ^ 0x81]) + data[offset + 1 :]
+        (file,), _ = find(make("a.parquet", flipped))
+        (part,) = split(file, SourceOptions())
+        found = list(read_range(part, SourceOptions()))
+        documents = sum(isinstance(item, Document) for item in found)
+        assert documents == 30 or documents < len(found), offset
+
+
+def test_row_counts_that_contradict_each_other_are_a_reject(
+    tmp_path: Path, read: Any, monkeypatch: Any
+) -> None:
+    path = write(tmp_path / "a.parquet", pa.table({"text": ["a", "b"]}))
+    inner = pq.ParquetFile.iter_batches
+
+    def short(self: Any, *arguments: Any, **named: Any) -> Any:
+        return (batch.slice(0, 1) for batch in inner(self, *arguments, **named))
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", short)
+    found = read(path)
+    assert found.texts == ["a"]
+    assert "footer" in found.reason
