@@ -16,9 +16,12 @@ SHOWN_CHARACTERS = 300
 @click.argument("query")
 @click.option("-k", "k", type=click.IntRange(min=1), default=5, show_default=True, help="How many chunks.")
 @click.option("--exact", is_flag=True, help="Compare with every vector instead of asking the index.")
+@click.option("--embedder", metavar="DIR", help="Where the sentence-transformers model of this bank is, if it was a directory.")
 @version_option
 @json_option
-def command(bank: Path, query: str, k: int, exact: bool, version: int | None, as_json: bool) -> None:
+def command(
+    bank: Path, query: str, k: int, exact: bool, embedder: str | None, version: int | None, as_json: bool
+) -> None:
     """Find the chunks that fit QUERY best.
 
     \b
@@ -26,11 +29,12 @@ def command(bank: Path, query: str, k: int, exact: bool, version: int | None, as
       m3build search bank/ "how do I open a file for writing"
       m3build search bank/ "how do I open a file for writing" -k 1 --json
     """
-    from m3build.search import search
-    from m3build_formats.bank import open_bank
+    from m3build.bank import open_bank
+    from m3build.embed import make_embedder
 
-    with open_bank(bank, version=version) as files:
-        hits = search(files, [query], k, exact=exact)[0]
+    given = make_embedder(embedder) if embedder is not None else None
+    with open_bank(bank, version=version, embedder=given) as opened:
+        hits = opened.search(query, k, exact=exact)[0]
     if as_json:
         print_json(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ def command(bank: Path, chunk: str, layer: int | None, head: int | None, version
     marks = kept_by_heads(facts, shown, head)
     of = f"head {head}" if head is not None else "all heads together"
     click.echo(f"kept     {len(marks)} tokens by layer {shown}, {of}\n")
-    colours = click.get_text_stream("stdout").isatty()
+    colours = sys.stdout.isatty()
     click.echo("".join(_pieces(text, spans, marks, max(marks.values()), colours)))
 
 

@@ -118,7 +118,8 @@ def _softmax(logits: Array, slots: Array) -> Array:
     # a reference without used slots has nothing to attend to: all weights are zero
     top = np.max(masked, axis=2, keepdims=True)
     weights = np.exp(masked - np.where(np.isfinite(top), top, 0))
-    return np.divide(weights, np.maximum(weights.sum(2, keepdims=True), np.finfo(np.float64).tiny))
+    total: Array = np.maximum(weights.sum(2, keepdims=True), np.finfo(np.float64).tiny)
+    return np.asarray(weights / total)
 
 
 def _means(vectors: Array, used: npt.NDArray[np.bool_]) -> Array:
@@ -127,11 +128,11 @@ def _means(vectors: Array, used: npt.NDArray[np.bool_]) -> Array:
     for at in range(0, len(vectors), _BLOCK):
         part = slice(at, at + _BLOCK)
         total += (vectors[part].astype(np.float64) * used[part][..., None]).sum((0, 2))
-    return np.divide(total, np.maximum(used.sum((0, 2)), 1)[:, None])
+    return np.asarray(total / np.maximum(used.sum((0, 2)), 1)[:, None])
 
 
 def _per_head(squares: Array) -> Array:
-    return np.sum(squares, axis=(0, 2, 3))
+    return np.asarray(squares.sum((0, 2, 3)))
 
 
 def _ratio(sums: Array) -> float | None:

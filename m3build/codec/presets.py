@@ -154,7 +154,8 @@ def _auto(head_dim: int, training_vectors: int, budget: float | None) -> Resolve
         return Resolved(
             CodecSpec(),
             (
-                f"codec auto: {training_vectors:,} vectors to train on are too few; memories are stored unquantized (none)",
+                f"codec auto: {training_vectors:,} vectors to train on are too few; "
+                "memories are stored unquantized (none)",
             ),
         )
     for spec in trainable:
@@ -168,7 +169,8 @@ def _auto(head_dim: int, training_vectors: int, budget: float | None) -> Resolve
     return Resolved(
         trainable[-1],
         (
-            f"codec auto: even {trainable[-1]} takes over a fifth of the forward pass; `none` would be quicker",
+            f"codec auto: even {trainable[-1]} takes over a fifth of the forward pass; "
+            "`none` would be quicker",
         ),
     )
 

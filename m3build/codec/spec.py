@@ -25,7 +25,7 @@ GRAMMAR = "[OPQm_d,|PCAd,|RRd,][Residual2xb,](PQmxb|SQ4|SQ6|SQ8|SQfp16), or none
 MAX_HEAD_DIMENSION = 4096
 MAX_FIRST_LEVEL_BITS = 16
 MAX_PQ_BITS = 16
-SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16}
+SCALAR_BITS: dict[Fine, int] = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16}
 
 _TRANSFORM = re.compile(
     r"OPQ(?P<blocks>[1-9]\d{0,3})_(?P<opq>[1-9]\d{0,3})|PCA(?P<pca>[1-9]\d{0,3})|RR(?P<rr>[1-9]\d{0,3})"
@@ -162,8 +162,9 @@ def parse_spec(text: str) -> CodecSpec:
         wrong = repr(parts[0]) if parts else "nothing"
         raise UsageError(f"codec {text!r}: found {wrong} where one last part is expected; allowed: {GRAMMAR}")
     last = parts[0]
-    if last == "SQ4" or last == "SQ6" or last == "SQ8" or last == "SQfp16":
-        return CodecSpec(transform, blocks, dim, first, last)
+    for scalar in SCALAR_BITS:
+        if last == scalar:
+            return CodecSpec(transform, blocks, dim, first, scalar)
     if match := _PRODUCT.fullmatch(last):
         bits = int(match["bits"])
         if bits > MAX_PQ_BITS:

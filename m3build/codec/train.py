@@ -3,7 +3,9 @@
 The stages are FAISS's (OPQMatrix, PCAMatrix, RandomRotationMatrix, ProductQuantizer, ScalarQuantizer; k-means
 for the first level is in kmeans.py), put together as ``faiss.index_factory`` would, so that iterations, seeds
 and limits are ours and nothing is printed: FAISS warns on standard output when a codebook gets under 39
-vectors a centroid, here that is the caller's warning (presets.py).
+vectors a centroid, here that is the caller's warning (presets.py). Nor does FAISS get
+to reorder the centroids for polysemous search, on which its factory spends most of the training of small
+codebooks.
 
 On unit Gaussian vectors at 40 vectors a centroid, the error on fresh ones stops falling after 4 to 6
 iterations of the first level.
@@ -13,14 +15,14 @@ mean square, so that one codebook serves layers of unlike scale and keys with la
 the sample depend on the order of the vectors given, which the caller fixes by drawing references by hash.
 
 Determinism: two trainings on the same vectors give the same bytes. FAISS runs on one thread: OPQ's result was
-seen to change in its last bits with the number of threads, and on a busy machine its threads spent 20 times
-longer waiting for each other than one takes alone. kmeans.py, where most of the work is, uses all threads and
-does not depend on their number.
+seen to change in its last bits with the number of threads, and on a busy machine two threads took over ten
+times as long as one, waiting for each other. kmeans.py, where most of the work is, uses all threads and does
+not depend on their number.
 
 OPQ looks for its rotation with codebooks of about one bit per dimension, near the rate of the codes that
 follow, instead of FAISS's 8 bits a block, and with one k-means step per iteration instead of four: on
 correlated vectors of 80 dimensions with an outlier channel, OPQ20_80,PQ8x8 then had an error of 0.06 after 3
-s on one core, with FAISS's settings 0.16 after 49 s (0.26 without a rotation).
+s on one core; with 8 bits and four steps it was 0.16 after 20 iterations and 49 s (0.26 without a rotation).
 """
 
 from __future__ import annotations

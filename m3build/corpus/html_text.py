@@ -141,8 +141,9 @@ class _Renderer:
             level, first = self._heading
             self._heading = None
             if self._heading_start >= 0:
-                words = "".join(self._out[first:])[self._heading_start - self._length :]
-                self._headings.append(Heading(self._heading_start, level, " ".join(words.split())))
+                words = " ".join("".join(self._out[first:])[self._heading_start - self._length :].split())
+                if words:
+                    self._headings.append(Heading(self._heading_start, level, words))
         if tag in ("li", "tr", "dd"):
             self._is_empty_item = False
             self._prefix = ""

@@ -85,7 +85,7 @@ def load_shape(
 
     Raises what :func:`load_model` raises for the same reasons.
     """
-    source = find_model(name, trust_remote_code=trust_remote_code)
+    source = find_model(name, trust_remote_code=trust_remote_code, weights=False)
     facts, shape, _ = _shape_of(source, request, trust_remote_code)
     return facts, shape
 

@@ -28,10 +28,11 @@ class ModelSource:
     name: str
 
 
-def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
+def find_model(name: str, *, trust_remote_code: bool = False, weights: bool = True) -> ModelSource:
     """The directory of a model that is named by a path or a hub id.
 
-    Raises UsageError if there is no such directory or hub model, or if it holds no safetensors weights;
+    Raises UsageError if there is no such directory or hub model, or if it holds no safetensors weights (unless
+    ``weights`` is false: a config is enough to plan);
     ResourceError if the hub cannot be reached and the model is not in the local cache.
     """
     path = Path(name).expanduser()
@@ -43,7 +44,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
         source = ModelSource(_fetch(name, trust_remote_code), name)
     else:
         raise UsageError(f"no such directory: {name}; --model takes a transformers directory or a hub id.")
-    _check_files(source)
+    _check_files(source, weights)
     return source
 
 
@@ -52,10 +53,10 @@ def weight_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors"), key=lambda path: path.name)
 
 
-def _check_files(source: ModelSource) -> None:
+def _check_files(source: ModelSource, weights: bool) -> None:
     if not (source.directory / "config.json").is_file():
         raise UsageError(f"{source.name} holds no config.json; it is not a transformers model directory.")
-    if weight_files(source.directory):
+    if not weights or weight_files(source.directory):
         return
     if any(source.directory.glob("*.bin")) or any(source.directory.glob("*.pt")):
         raise UsageError(

@@ -32,6 +32,7 @@ from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_reca
 from m3build.pipeline.watch import Watch
 from m3build.progress import Progress, Silent
 from m3build.records import Reject
+from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
 from m3build_formats.errors import InputError, MismatchError, UsageError
 from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, ShardEntry, VersionContents
@@ -57,16 +58,19 @@ def compile_bank(
     """
     watch = Watch(progress or Silent())
     limit = parse_reject_limit(run.max_rejects)
+    old = _current(bank)
+    settings = resolve(options, old.sources.get("settings") if old else None, run.rebuild)
+    # Whatever can be wrong with sources, model and options is found before the bank's directory is touched.
+    files, found = _find([source for source in sources if source != STANDARD_INPUT])
+    model = _load(settings, run)
+    model_facts = model.record()
+    if old is not None and not run.rebuild:
+        _refuse_other_model(old, model_facts, settings.model)
     with BankWriter(bank) as writer, ExitStack() as stack:
-        old = writer.current()
-        settings = resolve(options, old.sources.get("settings") if old else None, run.rebuild)
         build = writer.build_directory
         ledger = Ledger(build / "ledger")
-        files, found = _find(sources, build, standard_input)
-        model = _load(settings, run)
-        model_facts = model.record()
-        if old is not None and not run.rebuild:
-            _refuse_other_model(old, model_facts, settings.model)
+        if STANDARD_INPUT in sources:
+            files = _with_standard_input(files, standard_input, build)
         chunker = Chunker(model.tokenizer, ChunkOptions(model.shape.reference_tokens, settings.title))
         corpus = chunk_corpus(
             files, found, source_options(settings), chunker, _chunk_shape(model, chunker), limit, build / "pieces", ledger, watch
@@ -161,16 +165,19 @@ def compile_bank(
     )
 
 
-def _find(
-    sources: Sequence[str], build: Path, standard_input: BinaryIO | None
-) -> tuple[list[SourceFile], list[Reject]]:
-    spooled = None
-    if STANDARD_INPUT in sources:
-        if standard_input is None:
-            raise UsageError("- reads standard input, and this call has none")
-        spooled = spool_standard_input(standard_input, build)
+def _current(bank: str | os.PathLike[str]) -> Manifest | None:
+    return read_manifest(bank) if is_bank(bank) and list_versions(bank) else None
+
+
+def _find(sources: Sequence[str]) -> tuple[list[SourceFile], list[Reject]]:
     found: list[Reject] = []
-    return discover(sources, found.append, standard_input=spooled), found
+    return (discover(sources, found.append) if sources else []), found
+
+
+def _with_standard_input(files: list[SourceFile], stream: BinaryIO | None, build: Path) -> list[SourceFile]:
+    if stream is None:
+        raise UsageError("- reads standard input, and this call has none")
+    return sorted([*files, spool_standard_input(stream, build)], key=lambda file: file.name)
 
 
 def _load(settings: Settings, run: RunOptions) -> LoadedModel:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from m3build.config import RunOptions, Settings
 from m3build.embed import Embedder, load_embedder, make_embedder
+from m3build.embed.base import Arrays
+from m3build.embed.lexical import NAME as LEXICAL
 from m3build.index import IndexState
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.pipeline.vector_stage import FIT_REFERENCES, sample_texts, train_index
@@ -15,6 +17,7 @@ from m3build.progress import Progress, Stage
 from m3build_formats.arrays_file import write_arrays
 from m3build_formats.bank import open_bank
 from m3build_formats.data_directory import DataDirectory
+from m3build_formats.errors import MismatchError
 from m3build_formats.manifest import FileEntry, Manifest
 
 
@@ -44,7 +47,7 @@ def prepare_retrieval(
     if taken is not None:
         with open_bank(taken) as files:
             arrays = files.embedder_arrays()
-            embedder, state = load_embedder(arrays), IndexState.from_arrays(arrays)
+            embedder, state = _embedder_of(arrays, settings.embedder, taken), IndexState.from_arrays(arrays)
             return PreparedRetrieval(embedder, state, write_arrays(data, "embedder", dict(arrays)))
     embedder = make_embedder(settings.embedder)
     count = min(FIT_REFERENCES, len(sharded.places))
@@ -54,6 +57,16 @@ def prepare_retrieval(
     state = train_index(settings.index, rows, embedder, sharded.places, sharded.shards, data.path)
     file = write_arrays(data, "embedder", {**embedder.to_arrays(), **state.to_arrays()})
     return PreparedRetrieval(embedder, state, file)
+
+
+def _embedder_of(arrays: Arrays, name: str, bank: Path) -> Embedder:
+    """The embedder that wrote ``arrays``: by the name that was asked for where there is one, since a bank keeps no path of a model."""
+    if name == LEXICAL:
+        return load_embedder(arrays)
+    embedder = make_embedder(name)
+    if not embedder.fits(arrays):
+        raise MismatchError(f"{bank} was embedded by another embedder than {name}: its vectors cannot be compared")
+    return embedder
 
 
 def _counted(texts: Iterable[str], stage: Stage) -> Iterator[str]:

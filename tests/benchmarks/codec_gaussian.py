@@ -1,9 +1,11 @@
-"""How well a codec does on unit Gaussian vectors, and what it costs: relative mean squared error on fresh vectors, seconds, vectors/s.
+"""How well a codec does on unit Gaussian vectors, and what it costs: relative mean squared error on fresh
+ones, seconds of training, vectors/s of encoding.
 
     python tests/benchmarks/codec_gaussian.py [--codec memory3] [--dim 80] [--train 640000] [--test 20000]
 
-The `memory3` codec (1.35 bit per dimension) at 80 dimensions must reach 0.245, what an untrained rotation with a scalar quantizer
-does; the bound of information theory at that rate is 2^(−2·1.35) = 0.154. Exits 1 if it does not.
+The `memory3` codec (1.35 bit per dimension) at 80 dimensions must reach 0.245, what an untrained rotation
+with a scalar quantizer does; the bound of information theory at that rate is 2^(−2·1.35) = 0.154. Exits 1 if
+not.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def main() -> int:
     error = float(np.square(keys - fresh).sum() / np.square(fresh).sum())
     print(f"{2 * given.test / seconds:,.0f} vectors/s encoded on {torch.get_num_threads()} threads")
     print(
-        f"relative mean squared error {error:.4f}, limit {given.limit}, bound {2 ** (-2 * bits / given.dim):.4f}"
+        f"relative mean squared error {error:.4f}, limit {given.limit}, "
+        f"bound {2 ** (-2 * bits / given.dim):.4f}"
     )
     return 0 if error <= given.limit else 1
 

@@ -87,6 +87,10 @@ def test_headings_point_into_the_text_and_pilcrows_are_left_out() -> None:
     assert [extracted.text[h.start :].split("\n")[0] for h in extracted.headings] == ["First", "Second one"]
 
 
+def test_a_heading_without_words_is_none() -> None:
+    assert extract("<h1>\u3000</h1><h2> <b></b></h2>").headings == ()
+
+
 def test_without_a_title_the_first_h1_is_the_title() -> None:
     assert extract("<h2>two</h2><h1>one</h1>").title == "one"
     assert extract("<p>x").title == ""
