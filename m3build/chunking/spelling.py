@@ -38,10 +38,10 @@ class Spelling:
     def __init__(self, tokenizer: Tokenizer) -> None:
         pieces = _pieces(tokenizer)
         self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
-        self._lengths = np.array([len(piece) for piece in pieces], np.int64)
-        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._lengths = np.array([len(piece) for piece in pieces], np.int32)
+        self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
         ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-        spelled = self._spell(np.array(ids, np.int64)).tobytes()
+        spelled = self._spell(np.array(ids, np.int32)).tobytes()
         self._leads = spelled[:1] == b" "
         self._collapses = b"  " not in spelled
         self.is_lossless = self.ends([_PROBE], [ids]) != [None]
@@ -49,14 +49,14 @@ class Spelling:
     def ends(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
         """For each text the offsets in characters at which its tokens end; None where the tokens do not spell the text."""
         counts = np.array([len(tokens) for tokens in ids])
-        flat = np.fromiter(chain.from_iterable(ids), np.int64, int(counts.sum()))
+        flat = np.fromiter(chain.from_iterable(ids), np.int32, int(counts.sum()))
         joint = (" " + " ".join(texts) if self._leads else "".join(texts)).encode()
         raw = np.frombuffer(joint, np.uint8)
         kept = self._kept(raw)
-        token_ends = np.cumsum(self._lengths[flat])
+        token_ends = np.cumsum(self._lengths[flat], dtype=np.int32)
         # In characters, each text with its leading space: where texts end, and which character a byte belongs to.
         text_ends = np.cumsum([len(text) + self._leads for text in texts])
-        character = None if raw.size == text_ends[-1] else np.cumsum((raw & 0xC0) != 0x80) - 1
+        character = None if raw.size == text_ends[-1] else np.cumsum((raw & 0xC0) != 0x80, dtype=np.int32) - 1
         if counts.all() and np.array_equal(self._spell(flat), raw[kept]):
             last_bytes = kept[token_ends - 1]
             ends = (last_bytes if character is None else character[last_bytes]) + 1
@@ -69,21 +69,21 @@ class Spelling:
             return [None]
         return [self.ends([text], [tokens])[0] for text, tokens in zip(texts, ids, strict=True)]
 
-    def _spell(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def _spell(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
         """The bytes of tokens, one after the other."""
         lengths = self._lengths[ids]
-        behind = np.cumsum(lengths)
-        places = np.arange(behind[-1] if ids.size else 0) + np.repeat(self._starts[ids] - behind + lengths, lengths)
+        behind = np.cumsum(lengths, dtype=np.int32)
+        places = np.arange(behind[-1] if ids.size else 0, dtype=np.int32) + np.repeat(self._starts[ids] - behind + lengths, lengths)
         return self._bytes[places]
 
-    def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """Places of the bytes that are spelled: all, or of a run of spaces the last one."""
         if not self._collapses:
-            return np.arange(raw.size)
+            return np.arange(raw.size, dtype=np.int32)
         space = raw == _SPACE
         dropped = np.zeros(raw.size, np.bool_)
         np.logical_and(space[:-1], space[1:], out=dropped[:-1])
-        return np.flatnonzero(~dropped)
+        return np.flatnonzero(~dropped).astype(np.int32)
 
 
 def _pieces(tokenizer: Tokenizer) -> list[bytes]:

@@ -22,16 +22,15 @@ from __future__ import annotations
 
 import torch
 
-GROUP = 64
-"""Centroids whose scores share one minimum. Fewer cost more bookkeeping, more cost more work in the
-decision.
-"""
+SMALL_GROUP, LARGE_GROUP = 32, 64
+"""Centroids whose scores share one minimum, in codebooks of under 4,096 and in larger ones. Fewer mean more
+bookkeeping, more mean more work in the decision; measured best on a CPU."""
 
 DIRECT = 64
 """Codebooks up to this size skip the shortlist: float64 scores of all centroids."""
 
 _TILE_VECTORS, _TILE_CENTROIDS = 512, 1024
-_BLOCK_VECTORS = 8192
+_BLOCK_VECTORS = 4096
 _CUDA_TILE_VECTORS, _CUDA_BLOCK_VECTORS = 8192, 65536
 _ROWS = 16
 _DECISION_SLICE = 2048
@@ -41,7 +40,7 @@ _FAR = 1e30
 never near.
 """
 
-_UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
+_BFLOAT16_ROUNDING = 2.0**-8 * 1.01
 
 
 def native_shortlist_dtype(device: torch.device) -> torch.dtype:
@@ -70,11 +69,12 @@ class NearestCentroid:
         half_norm[_is_duplicate(centroids)] = _FAR
         self.count = count
         self.direct = count <= DIRECT
+        self.group = SMALL_GROUP if count < 4096 else LARGE_GROUP
         if self.direct:
             order = torch.arange(count)
         else:
             order = torch.argsort(half_norm, stable=True)
-            padding = -count % GROUP
+            padding = -count % self.group
             order = torch.cat([order, order[:1].expand(padding)])
             centroids, half_norm = centroids[order], half_norm[order]
             if padding:
@@ -84,12 +84,14 @@ class NearestCentroid:
         self.centroids = centroids.to(device, self.exact_dtype)
         if self.direct:
             return
-        # (groups, d, GROUP): the layout that the decision's batched product reads
-        self.by_group = self.centroids.view(-1, GROUP, self.dim).transpose(1, 2).contiguous()
-        self.half_norm_by_group = self.half_norm.view(-1, GROUP)
+        # (groups, d, group): the layout that the decision's batched product reads
+        self.by_group = self.centroids.view(-1, self.group, self.dim).transpose(1, 2).contiguous()
+        self.half_norm_by_group = self.half_norm.view(-1, self.group)
         first = shortlist_dtype or native_shortlist_dtype(device)
-        dtypes = [first] if first == torch.float32 else [first, torch.float32]
-        self.shortlists = [_Shortlist(centroids, half_norm, dtype, device) for dtype in dtypes]
+        # CUDA's float32 products may be set to TF32, which the bounds know nothing of
+        last = torch.float64 if device.type == "cuda" else torch.float32
+        dtypes = [first, last] if first == torch.bfloat16 else [first]
+        self.shortlists = [_Shortlist(centroids, half_norm, self.group, dtype, device) for dtype in dtypes]
 
     def assign(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors (n, d) float32 on the codebook's device, finite → indices (n,) int64 of their nearest
@@ -141,7 +143,7 @@ class NearestCentroid:
             )
             low = scores.min(2)
             least.append(low.values.flatten())
-            index.append((low.indices + which[:, None] * GROUP).flatten())
+            index.append((low.indices + which[:, None] * self.group).flatten())
         score, winner = torch.cat(least)[place], torch.cat(index)[place]
         best = torch.full((len(vectors),), torch.inf, dtype=score.dtype, device=self.device)
         best.scatter_reduce_(0, members, score, "amin")
@@ -155,9 +157,14 @@ class _Shortlist:
     """The low-precision pass over one codebook in one number format."""
 
     def __init__(
-        self, centroids: torch.Tensor, half_norm: torch.Tensor, dtype: torch.dtype, device: torch.device
+        self,
+        centroids: torch.Tensor,
+        half_norm: torch.Tensor,
+        group: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.dtype, self.device = dtype, device
+        self.group, self.dtype, self.device = group, dtype, device
         rounded = centroids.to(dtype)
         parts = _split(half_norm, dtype)
         ones = torch.ones(len(centroids), len(parts), dtype=dtype)
@@ -165,7 +172,7 @@ class _Shortlist:
         self.augmented = torch.cat(columns, 1).contiguous().to(device)
         self.parts = len(parts)
         real = (half_norm < _FAR).double()
-        by_group = (len(centroids) // GROUP, GROUP)
+        by_group = (len(centroids) // group, group)
 
         def largest(values: torch.Tensor) -> torch.Tensor:
             return (values * real).view(by_group).amax(1, keepdim=True).float().to(device)
@@ -194,8 +201,8 @@ class _Shortlist:
             [loss + accumulation * norm, norm, accumulation * half, torch.ones_like(half)]
         )
         bound = self.of_groups @ of_vectors
-        if self.dtype != torch.float32:
-            bound += low.abs() * (_UNIT_ROUNDOFF[self.dtype] * 1.01)
+        if self.dtype == torch.bfloat16:
+            bound += low.abs() * _BFLOAT16_ROUNDING
         ceiling = (low + bound).amin(0)
         # the bounds are float32 sums themselves: one part in 10^5 covers their own rounding
         pairs = (low - bound * 1.00001 <= ceiling + ceiling.abs() * 1e-6).nonzero()
@@ -206,24 +213,29 @@ class _Shortlist:
         cuda = self.device.type == "cuda"
         tile = _CUDA_TILE_VECTORS if cuda else _TILE_VECTORS
         step = len(self.augmented) if cuda else _TILE_CENTROIDS
+        # Half squared distances are not negative, so the bits of their bfloat16 order them as integers do, and
+        # integer minima are four times as fast. Rounding can make a score negative; then the least integer is
+        # some negative score of the group, which is as good: it is below every true distance.
+        compared = torch.int16 if self.dtype == torch.bfloat16 else self.dtype
         tiles: list[torch.Tensor] = []
         for part in torch.split(augmented, tile):
             columns = part.t()
-            low = torch.empty(len(self.augmented) // GROUP, len(part), dtype=self.dtype, device=self.device)
+            low = torch.empty(
+                len(self.augmented) // self.group, len(part), dtype=compared, device=self.device
+            )
             for at in range(0, len(self.augmented), step):
-                scores = torch.mm(self.augmented[at : at + step], columns)
-                torch.amin(
-                    scores.view(-1, GROUP, len(part)), 1, out=low[at // GROUP : (at + len(scores)) // GROUP]
-                )
-            tiles.append(low.float())
+                scores = torch.mm(self.augmented[at : at + step], columns).view(compared)
+                groups = slice(at // self.group, (at + len(scores)) // self.group)
+                torch.amin(scores.view(-1, self.group, len(part)), 1, out=low[groups])
+            tiles.append(low.view(self.dtype).float())
         return torch.cat(tiles, 1)
 
 
 def _split(values: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Write values as a sum of numbers of ``dtype``, to about 24 bits: one float32, or three bfloat16."""
+    """Write values as a sum of numbers of ``dtype``, to 24 bits: three of bfloat16, one of the others."""
     parts: list[torch.Tensor] = []
     rest = values.double() if values.device.type != "mps" else values
-    for _ in range(1 if dtype == torch.float32 else 3):
+    for _ in range(3 if dtype == torch.bfloat16 else 1):
         parts.append(rest.to(dtype))
         rest = rest - parts[-1].to(rest.dtype)
     return parts

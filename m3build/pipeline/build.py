@@ -98,7 +98,16 @@ def compile_bank(
                 "if over half of them are really gone, say --allow-shrink"
             )
         codec = prepare_codec(
-            settings, run, old if not run.rebuild else None, Path(bank), model, sharded, writer.data, ledger, watch
+            settings,
+            run,
+            old if not run.rebuild else None,
+            Path(bank),
+            model,
+            model_facts["fingerprint"],
+            sharded,
+            writer.data,
+            ledger,
+            watch,
         )
         retrieval = prepare_retrieval(
             settings, run, old if not run.rebuild else None, Path(bank), sharded, writer.data, watch

@@ -83,6 +83,7 @@ def prepare_codec(
     old: Manifest | None,
     bank: Path,
     model: LoadedModel,
+    fingerprint: str,
     sharded: ShardedCorpus,
     data: DataDirectory,
     ledger: Ledger,
@@ -119,7 +120,7 @@ def prepare_codec(
     key = piece_key(
         "codec",
         {
-            "memory": memory_key(model, model.fingerprint()),
+            "memory": memory_key(model, fingerprint),
             "spec": str(spec),
             "scope": scope,
             "sample": _digest(sharded, held_out + wanted),
