@@ -213,9 +213,9 @@ class _Shortlist:
         cuda = self.device.type == "cuda"
         tile = _CUDA_TILE_VECTORS if cuda else _TILE_VECTORS
         step = len(self.augmented) if cuda else _TILE_CENTROIDS
-        # Half squared distances are not negative, so the bits of their bfloat16 order them as integers do, and
-        # integer minima are four times as fast. Rounding can make a score negative; then the least integer is
-        # some negative score of the group, which is as good: it is below every true distance.
+        # Half squared distances are not negative, so the bits of their bfloat16 order them as integers do,
+        # and integer minima are four times as fast. Rounding can make a score negative; then the least
+        # integer is some negative score of the group, which is as good: it is below every true distance.
         compared = torch.int16 if self.dtype == torch.bfloat16 else self.dtype
         tiles: list[torch.Tensor] = []
         for part in torch.split(augmented, tile):
