@@ -1,6 +1,7 @@
 """Make a stand-in model: a small Llama with random weights and a tokenizer trained on the sample corpus.
 
-It has the shape of a real model directory, so every command runs on it in seconds and without network. Its weights are random: the memories are right in form and mean nothing.
+It has the shape of a real model directory, so every command runs on it in seconds and without network. Its
+weights are random: the memories are right in form and mean nothing.
 
     python examples/make_stand_in_model.py stand-in/
     m3build compile examples/corpus -o sample-bank/ --model stand-in/
@@ -70,7 +71,10 @@ def main() -> None:
     directory = Path(sys.argv[1])
     make_model().save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
-    print(f"{directory}: a Llama of 8 layers with random weights, for trying the commands; its memories mean nothing")
+    print(
+        f"{directory}: a Llama of 8 layers with random weights, for trying the commands; its memories "
+        f"mean nothing"
+    )
 
 
 if __name__ == "__main__":

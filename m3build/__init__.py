@@ -5,7 +5,8 @@
     bank = m3build.open_bank("bank/")
     hits = bank.search(["a question"], k=5)
 
-Importing this package imports nothing heavy; torch and transformers come in with the first call that needs a model.
+Importing this package imports nothing heavy; torch and transformers come in with the first call that needs a
+model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""``m3build.compile``: the whole way from files to a bank as one call. The command line is a shell around the same function."""
+"""``m3build.compile``: the whole way from files to a bank as one call. The command line is a shell around the
+same function.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,10 @@ def compile(
 ) -> CompileResult:
     """Compile sources into a bank, or make the bank equal to its sources again.
 
-    ``sources`` are directories, files and globs; ``bank`` is a directory, made if it is not there. ``options`` are the fields of
-    ``m3build.config.CompileOptions`` and ``RunOptions``, named as on the command line with underscores (``model=``, ``sparse_tokens=`` …).
-    Raises the errors of ``m3build_formats.errors``, each for one way to fail.
+    ``sources`` are directories, files and globs; ``bank`` is a directory, made if it is not there.
+    ``options`` are the fields of ``m3build.config.CompileOptions`` and ``RunOptions``, named as on the
+    command line with underscores (``model=``, ``sparse_tokens=`` …). Raises the errors of
+    ``m3build_formats.errors``, each for one way to fail.
     """
     from m3build.pipeline import compile_bank
 

@@ -1,8 +1,9 @@
 """What a build can be told, and how that turns into settings.
 
-Three sources, first wins: what the caller says, what the bank was built with, the defaults here. ``CompileOptions`` holds only what
-the caller said (``None`` = not said); ``Settings`` holds a value for everything that shapes a bank and is recorded in its manifest; ``RunOptions``
-holds what changes how a build runs and never what comes out.
+Three sources, first wins: what the caller says, what the bank was built with, the defaults here.
+``CompileOptions`` holds only what the caller said (``None`` = not said); ``Settings`` holds a value for
+everything that shapes a bank and is recorded in its manifest; ``RunOptions`` holds what changes how a build
+runs and never what comes out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from m3build_formats.errors import MismatchError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """What the caller asked for; ``None`` means "as the bank has it, else the default". Each field is an option of ``m3build compile``."""
+    """What the caller asked for; ``None`` means "as the bank has it, else the default". Each field is an
+    option of ``m3build compile``.
+    """
 
     model: str | None = None
     text_field: str | None = None
@@ -45,9 +48,11 @@ class CompileOptions:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that shapes a bank, with a value for each; ``None`` where "none" is the value or the model decides (memory layers and so on).
+    """Everything that shapes a bank, with a value for each; ``None`` where "none" is the value or the model
+    decides (memory layers and so on).
 
-    ``codec`` and ``index`` are what was asked for (``auto`` included); what they came to stands in the manifest's codec and index facts.
+    ``codec`` and ``index`` are what was asked for (``auto`` included); what they came to stands in the
+    manifest's codec and index facts.
     """
 
     model: str
@@ -94,7 +99,9 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class RejectLimit:
-    """How many rejects a build bears: a count, which stops it at once, or a share of the records, looked at when the input is read."""
+    """How many rejects a build bears: a count, which stops it at once, or a share of the records, looked at
+    when the input is read.
+    """
 
     count: int | None
     share: float | None
@@ -114,18 +121,24 @@ def parse_reject_limit(text: str) -> RejectLimit:
 def resolve(options: CompileOptions, recorded: Mapping[str, Any] | None, rebuild: bool) -> Settings:
     """Settings for a build: what was said, else what the bank records, else the defaults.
 
-    ``recorded`` is the ``settings`` object of the bank's manifest, or None for a new bank.
-    Raises MismatchError, naming every difference, when something said differs from the bank and ``rebuild`` is false; UsageError without a model.
+    ``recorded`` is the ``settings`` object of the bank's manifest, or None for a new bank. Raises
+    MismatchError, naming every difference, when something said differs from the bank and ``rebuild`` is
+    false; UsageError without a model.
     """
     said = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) is not None}
     old = {k: v for k, v in (recorded or {}).items() if k in Settings.__dataclass_fields__}
     # The model is compared by its fingerprint once it is loaded, not by the path someone typed.
-    differing = [name for name, value in said.items() if name in old and name != "model" and _plain(value) != old[name]]
+    differing = [
+        name for name, value in said.items() if name in old and name != "model" and _plain(value) != old[name]
+    ]
     if differing and not rebuild:
         listed = "; ".join(
-            f"{option_name(name)} is {_shown(old[name])} in the bank, {_shown(said[name])} here" for name in differing
+            f"{option_name(name)} is {_shown(old[name])} in the bank, {_shown(said[name])} here"
+            for name in differing
         )
-        raise MismatchError(f"the bank was built with other options: {listed}. Leave them out, or build anew with --rebuild")
+        raise MismatchError(
+            f"the bank was built with other options: {listed}. Leave them out, or build anew with --rebuild"
+        )
     merged = {**old, **said}
     if not merged.get("model"):
         raise UsageError("which model? Name a transformers directory or hub id with --model")
@@ -145,7 +158,9 @@ def _check(settings: Settings) -> None:
     if settings.encoding_errors not in ("strict", "replace"):
         raise UsageError(f"--encoding-errors is strict or replace, not {settings.encoding_errors!r}")
     if not 0 <= settings.near_duplicates < 1:
-        raise UsageError(f"--near-duplicates is a similarity from 0 (off) to below 1, not {settings.near_duplicates}")
+        raise UsageError(
+            f"--near-duplicates is a similarity from 0 (off) to below 1, not {settings.near_duplicates}"
+        )
     if not 1 <= settings.shard_chunks <= 1 << 20:
         raise UsageError(f"--shard-chunks is a number from 1 to {1 << 20}, not {settings.shard_chunks}")
     if settings.max_document_bytes < 1:

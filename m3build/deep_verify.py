@@ -1,7 +1,8 @@
 """``verify --deep``: encodes a sample of a bank's chunks again and compares with what is stored.
 
-On the device class, number type and processor features that the bank was made with, the bytes must be equal; elsewhere arithmetic differs in the
-last bits, so decoded keys and values must agree within a tolerance, and a few kept tokens may differ where two were nearly tied.
+On the device class, number type and processor features that the bank was made with, the bytes must be equal;
+elsewhere arithmetic differs in the last bits, so decoded keys and values must agree within a tolerance, and a
+few kept tokens may differ where two were nearly tied.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from m3build_formats.bank import open_bank
 from m3build_formats.errors import MismatchError, UsageError
 from m3build_formats.open_bank import BankFiles
 
-# Mean squared difference of decoded keys and values over their variance, about that of bfloat16 arithmetic done in another order,
-# with what a code that tips to the neighbouring centroid adds.
+# Mean squared difference of decoded keys and values over their variance, about that of bfloat16 arithmetic
+# done in another order, with what a code that tips to the neighbouring centroid adds.
 TOLERANCE = 0.02
 SAME_LIBRARIES = ("torch", "transformers", "machine", "cpu")
 
 
 @dataclass(slots=True)
 class DeepReport:
-    """What encoding again showed: ``exact`` rows were equal byte for byte; ``problems`` name those that were not as they should be."""
+    """What encoding again showed: ``exact`` rows were equal byte for byte; ``problems`` name those that were
+    not as they should be.
+    """
 
     compared: int = 0
     exact: int = 0
@@ -52,7 +55,8 @@ class DeepReport:
         if self.bytes_expected:
             return f"encoded {self.compared} chunks again: {self.exact} equal byte for byte"
         return (
-            f"encoded {self.compared} chunks again on another kind of machine than the bank was made on: {self.exact} equal byte for byte, "
+            f"encoded {self.compared} chunks again on another kind of machine than the bank was made "
+            f"on: {self.exact} equal byte for byte, "
             f"largest difference {self.worst:.2g} of the variance (allowed {TOLERANCE:g})"
         )
 
@@ -66,7 +70,8 @@ def verify_deep(
 ) -> DeepReport:
     """Encode ``sample`` chunks, drawn by their ids, again.
 
-    Raises UsageError where the model cannot be found, MismatchError where it is not the one the bank was made with.
+    Raises UsageError where the model cannot be found, MismatchError where it is not the one the bank was made
+    with.
     """
     with open_bank(bank, version=version) as files:
         manifest = files.manifest
@@ -75,7 +80,9 @@ def verify_deep(
         if not same_files:
             _refuse_other_model(manifest.model, loaded)
         codec = PreparedCodec(Codec.from_arrays(files.codec_arrays(), manifest.codec), None, {})
-        report = DeepReport(bytes_expected=same_files and _same_machine(manifest.model, manifest.libraries, loaded))
+        report = DeepReport(
+            bytes_expected=same_files and _same_machine(manifest.model, manifest.libraries, loaded)
+        )
         encode = codec.row_encoder(loaded, batch_tokens=16384)
         for shard, rows in _drawn(files, sample).items():
             source = files.shards[shard]
@@ -86,7 +93,8 @@ def verify_deep(
             for at, (chunk, ids) in enumerate(zip(chunks, tokens, strict=True)):
                 if len(ids) != chunk.tokens:
                     raise MismatchError(
-                        f"shard {shard}, row {rows[at]}: the tokenizer gives {len(ids)} tokens, the bank has {chunk.tokens}"
+                        f"shard {shard}, row {rows[at]}: the tokenizer gives {len(ids)} tokens, the "
+                        f"bank has {chunk.tokens}"
                     )
             for indices, made in encode(tokens):
                 for index, row in zip(indices, made, strict=True):
@@ -94,16 +102,12 @@ def verify_deep(
     return report
 
 
-def _load(
-    recorded: Any, memory: Any, sources: Any, model: str | None, device: str
-) -> LoadedModel:
+def _load(recorded: Any, memory: Any, sources: Any, model: str | None, device: str) -> LoadedModel:
     name = model or sources.get("settings", {}).get("model")
     if not name:
         raise UsageError("the bank does not say where its model is: name it with --model")
     request = ShapeRequest(
-        memory_heads={
-            layer: heads for layer, heads in zip(memory["memory_layers"], memory["memory_heads"], strict=True)
-        },
+        memory_heads=dict(zip(memory["memory_layers"], memory["memory_heads"], strict=True)),
         sparse_tokens=memory["sparse_tokens"],
         reference_tokens=memory["reference_tokens"],
         reference_bos=memory["reference_bos"],
@@ -115,7 +119,8 @@ def _load(
 def _refuse_other_model(recorded: Any, loaded: LoadedModel) -> None:
     if not matches_probe(loaded.probe, recorded["probe"], recorded["dtype"]):
         raise MismatchError(
-            f"{loaded.name} is not the model that the bank was made with ({recorded['name']}): it gives other keys and values on the probe text"
+            f"{loaded.name} is not the model that the bank was made with ({recorded['name']}): it gives "
+            f"other keys and values on the probe text"
         )
 
 
@@ -161,8 +166,11 @@ def _compare(
     codes = codec.row_bytes
     shape = (1, len(codec.heads), codec.slots)
     positions = [row[codes:].reshape(shape) for row in (stored, made)]
-    decoded = [codec.decode_rows(row[None, :codes], at) for row, at in zip((stored, made), positions, strict=True)]
-    # Where other tokens were kept, vectors of other tokens would be compared; such slots are left to the share of agreeing ones.
+    decoded = [
+        codec.decode_rows(row[None, :codes], at) for row, at in zip((stored, made), positions, strict=True)
+    ]
+    # Where other tokens were kept, vectors of other tokens would be compared; such slots are left to the
+    # share of agreeing ones.
     agree = positions[0] == positions[1]
     difference = sum(float(((a - b)[agree] ** 2).sum()) for a, b in zip(decoded[0], decoded[1], strict=True))
     variance = sum(float((a[agree] ** 2).sum()) for a in decoded[0])
@@ -170,5 +178,6 @@ def _compare(
     report.worst = max(report.worst, worst)
     if worst > TOLERANCE or float(agree.mean()) < 0.75:
         report.problems.append(
-            f"{where}: encoded again, keys and values differ by {worst:.2g} of their square, {100 * float(agree.mean()):.0f} % of kept tokens agree"
+            f"{where}: encoded again, keys and values differ by {worst:.2g} of their square, "
+            f"{100 * float(agree.mean()):.0f} % of kept tokens agree"
         )

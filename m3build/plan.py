@@ -1,7 +1,8 @@
 """What a bank will cost before it is built: bytes by layout, FLOPs by reference, time by measurement.
 
-Sizes follow from the shape alone (Memory³ §3.3). FLOPs come twice: as the paper estimates them (App. A), for comparison with its figures, and as this
-compiler spends them, which depends on what it skips. Time is measured by encoding real chunks, never derived from FLOPs.
+Sizes follow from the shape alone (Memory³ §3.3). FLOPs come twice: as the paper estimates them (App. A), for
+comparison with its figures, and as this compiler spends them, which depends on what it skips. Time is
+measured by encoding real chunks, never derived from FLOPs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Which part of the model a memory is made of: memory layers, heads over all of them together, tokens kept and encoded."""
+    """Which part of the model a memory is made of: memory layers, heads over all of them together, tokens
+    kept and encoded.
+    """
 
     memory_layers: int
     heads: int
@@ -72,7 +75,9 @@ def memory_plan(shape: MemoryShape, bos_tokens: int, bytes_per_vector: int = 0) 
 
 
 def dense_bytes(model: ModelShape, reference_tokens: int) -> int:
-    """Bytes of one reference if every layer, query head and token were kept in bfloat16, as the paper counts it (§3.3)."""
+    """Bytes of one reference if every layer, query head and token were kept in bfloat16, as the paper counts
+    it (§3.3).
+    """
     return model.layers * 2 * model.query_heads * reference_tokens * model.head_dim * 2
 
 
@@ -92,23 +97,31 @@ def position_bytes(memory: MemoryPlan) -> int:
 
 
 def paper_write_flops(model: ModelShape, memory: MemoryPlan) -> float:
-    """FLOPs of writing one memory as the paper estimates them (App. A): reference tokens only, H·d_h taken as d, the deepest output projection counted."""
+    """FLOPs of writing one memory as the paper estimates them (App. A): reference tokens only, H·d_h taken as
+    d, the deepest output projection counted.
+    """
     d, length, depth = model.hidden, memory.reference_tokens, memory.memory_layers
-    projections = depth * (length * (2 * d * d + 2 * d * model.head_dim * model.kv_heads) + 2 * (length**2 / 2) * d)
+    projections = depth * (
+        length * (2 * d * d + 2 * d * model.head_dim * model.kv_heads) + 2 * (length**2 / 2) * d
+    )
     mlp = (depth - 1) * length * 3 * d * model.mlp_width
     selection = depth * length**2 * d
     return 2.0 * (projections + mlp + selection)
 
 
 def write_flops(model: ModelShape, memory: MemoryPlan, deepest_layer: int) -> float:
-    """FLOPs that this compiler spends on one full reference: BOS included, layers 0 to ``deepest_layer``, of which the last only projects."""
+    """FLOPs that this compiler spends on one full reference: BOS included, layers 0 to ``deepest_layer``, of
+    which the last only projects.
+    """
     d, length = model.hidden, memory.bos_tokens + memory.reference_tokens
     queries, keys = model.query_heads * model.head_dim, model.kv_heads * model.head_dim
     project = length * d * (queries + 2 * keys)
     attend = 2 * length**2 * queries
     rest = length * queries * d + length * model.mlp_matrices * d * model.mlp_width
     select = memory.reference_tokens**2 * queries
-    return 2.0 * ((deepest_layer + 1) * project + deepest_layer * (attend + rest) + memory.memory_layers * select)
+    return 2.0 * (
+        (deepest_layer + 1) * project + deepest_layer * (attend + rest) + memory.memory_layers * select
+    )
 
 
 def read_flops(model: ModelShape, memory: MemoryPlan, query_tokens: int = 64) -> float:

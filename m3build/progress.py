@@ -18,7 +18,9 @@ class Progress(Protocol):
     """Listens to a job: one stage after the other, and remarks between them."""
 
     def stage(self, name: str, total: int | None, unit: str) -> AbstractContextManager[Stage]:
-        """A stage begins: ``name`` for people, ``total`` units (None where unknown) of ``unit`` ("bytes", "chunks", "references")."""
+        """A stage begins: ``name`` for people, ``total`` units (None where unknown) of ``unit`` ("bytes",
+        "chunks", "references").
+        """
         ...
 
     def note(self, message: str) -> None:

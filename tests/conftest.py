@@ -19,7 +19,9 @@ def outside_data() -> Path:
     """The directory of real models and corpora; tests that use it are skipped where there is none."""
     place = os.environ.get("M3BUILD_TEST_DATA")
     if not place:
-        pytest.skip("needs real data: set M3BUILD_TEST_DATA to a directory with models/stories260K and corpora/")
+        pytest.skip(
+            "needs real data: set M3BUILD_TEST_DATA to a directory with models/stories260K and corpora/"
+        )
     return Path(place)
 
 

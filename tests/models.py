@@ -1,4 +1,6 @@
-"""Small models with random weights and a small tokenizer, made on the spot: for shapes, equality and timing, never for quality."""
+"""Small models with random weights and a small tokenizer, made on the spot: for shapes, equality and timing,
+never for quality.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ TRAINING_TEXT = [
 
 
 def tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer of 384 tokens that encodes any text; ``<s>`` is its BOS, put before text on request only."""
+    """A byte-level BPE tokenizer of 384 tokens that encodes any text; ``<s>`` is its BOS, put before text on
+    request only.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +40,9 @@ def tiny_tokenizer() -> Any:
 
 
 def tiny_config(arch: str, **over: Any) -> Any:
-    """A transformers config of four layers, width 64, four query heads and (where the architecture allows it) two key-value heads."""
+    """A transformers config of four layers, width 64, four query heads and (where the architecture allows it)
+    two key-value heads.
+    """
     from transformers import AutoConfig
 
     shape: dict[str, Any] = {
@@ -71,7 +77,9 @@ def tiny_model(arch: str, seed: int = 0, **over: Any) -> Any:
 
 
 def save_tiny_model(directory: Path, arch: str = "llama", seed: int = 0, **over: Any) -> Path:
-    """Write a tiny model and the tiny tokenizer as a transformers directory with safetensors; returns the directory."""
+    """Write a tiny model and the tiny tokenizer as a transformers directory with safetensors; returns the
+    directory.
+    """
     tiny_model(arch, seed, **over).save_pretrained(directory, safe_serialization=True)
     tiny_tokenizer().save_pretrained(directory)
     return directory

@@ -17,40 +17,148 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 
 @click.command("compile")
 @click.argument("sources", nargs=-1, metavar="SOURCES...")
-@click.option("-o", "--output", "bank", type=click.Path(path_type=Path), help="The bank: a directory, made if it is not there.")
+@click.option(
+    "-o",
+    "--output",
+    "bank",
+    type=click.Path(path_type=Path),
+    help="The bank: a directory, made if it is not there.",
+)
 @click.option("--model", metavar="DIR_OR_ID", help="A transformers directory or hub id; safetensors only.")
 @click.option("--plan", is_flag=True, help="Print what the build would cost, then stop.")
-@click.option("--references", type=float, metavar="N", help="With --plan: plan for this many references instead of counting the sources'.")
+@click.option(
+    "--references",
+    type=float,
+    metavar="N",
+    help="With --plan: plan for this many references instead of counting the sources'.",
+)
 @click.option("--text-field", metavar="NAME", help="Field of records that holds the text.  [default: text]")
-@click.option("--id-field", metavar="NAME", help="Field that names a document.  [default: path, or path and content hash]")
+@click.option(
+    "--id-field",
+    metavar="NAME",
+    help="Field that names a document.  [default: path, or path and content hash]",
+)
 @click.option("--title-field", metavar="NAME", help="Field that holds a document's title.")
-@click.option("--keep-field", "keep_fields", multiple=True, metavar="NAME", help="Field to keep as metadata; repeat for more.")
-@click.option("--encoding", metavar="NAME", help="Encoding of text files without a byte order mark.  [default: utf-8]")
-@click.option("--encoding-errors", type=click.Choice(["strict", "replace"]), help="Reject records with undecodable bytes, or replace them.  [default: strict]")
-@click.option("--max-document-bytes", type=click.IntRange(min=1), metavar="N", help="Reject longer documents.  [default: 67108864]")
-@click.option("--max-rejects", default="1%", metavar="N|P%", show_default=True, help="Stop with exit code 3 past this many rejects, or this share at the end of input.")
-@click.option("--title/--no-title", default=None, help="Put the title or heading path before each chunk's text.")
-@click.option("--near-duplicates", type=float, metavar="S", help="Leave out chunks this similar to an earlier one (0.9, say); needs the near-duplicates extra.")
-@click.option("--reference-tokens", type=int, metavar="N", help="Tokens of a chunk at most.  [default: the model's, 128]")
-@click.option("--shard-chunks", type=int, metavar="N", help="Chunks of a shard at least; four times as many at most.  [default: 4096]")
-@click.option("--memory-layers", metavar="LIST", help="Layers that hold memory, such as 0-3,6.  [default: the model's, else the first half]")
-@click.option("--memory-heads", metavar="LIST", help="Key-value heads by layer, such as 4:0,1;5:2.  [default: all]")
+@click.option(
+    "--keep-field",
+    "keep_fields",
+    multiple=True,
+    metavar="NAME",
+    help="Field to keep as metadata; repeat for more.",
+)
+@click.option(
+    "--encoding", metavar="NAME", help="Encoding of text files without a byte order mark.  [default: utf-8]"
+)
+@click.option(
+    "--encoding-errors",
+    type=click.Choice(["strict", "replace"]),
+    help="Reject records with undecodable bytes, or replace them.  [default: strict]",
+)
+@click.option(
+    "--max-document-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Reject longer documents.  [default: 67108864]",
+)
+@click.option(
+    "--max-rejects",
+    default="1%",
+    metavar="N|P%",
+    show_default=True,
+    help="Stop with exit code 3 past this many rejects, or this share at the end of input.",
+)
+@click.option(
+    "--title/--no-title", default=None, help="Put the title or heading path before each chunk's text."
+)
+@click.option(
+    "--near-duplicates",
+    type=float,
+    metavar="S",
+    help="Leave out chunks this similar to an earlier one (0.9, say); needs the near-duplicates extra.",
+)
+@click.option(
+    "--reference-tokens",
+    type=int,
+    metavar="N",
+    help="Tokens of a chunk at most.  [default: the model's, 128]",
+)
+@click.option(
+    "--shard-chunks",
+    type=int,
+    metavar="N",
+    help="Chunks of a shard at least; four times as many at most.  [default: 4096]",
+)
+@click.option(
+    "--memory-layers",
+    metavar="LIST",
+    help="Layers that hold memory, such as 0-3,6.  [default: the model's, else the first half]",
+)
+@click.option(
+    "--memory-heads", metavar="LIST", help="Key-value heads by layer, such as 4:0,1;5:2.  [default: all]"
+)
 @click.option("--sparse-tokens", metavar="N|all", help="Tokens kept a head.  [default: the model's, 8]")
-@click.option("--reference-bos", metavar="TEXT", help="Text put before every reference when it is encoded.  [default: the model's, Reference:]")
-@click.option("--select", metavar="NAME", help=f"Rule that chooses kept tokens: {SELECTIONS}.  [default: the model's, memory3]")
-@click.option("--codec", metavar="SPEC", help="Vector quantizer: auto, memory3, memory3-small, none, or FAISS notation.  [default: auto]")
-@click.option("--codec-scope", type=click.Choice(["all", "kind", "layer", "head"]), help="What shares a codebook.  [default: kind]")
+@click.option(
+    "--reference-bos",
+    metavar="TEXT",
+    help="Text put before every reference when it is encoded.  [default: the model's, Reference:]",
+)
+@click.option(
+    "--select",
+    metavar="NAME",
+    help=f"Rule that chooses kept tokens: {SELECTIONS}.  [default: the model's, memory3]",
+)
+@click.option(
+    "--codec",
+    metavar="SPEC",
+    help="Vector quantizer: auto, memory3, memory3-small, none, or FAISS notation.  [default: auto]",
+)
+@click.option(
+    "--codec-scope",
+    type=click.Choice(["all", "kind", "layer", "head"]),
+    help="What shares a codebook.  [default: kind]",
+)
 @click.option("--codec-from", metavar="BANK", help="Take over the codec of another bank.")
-@click.option("--embedder", metavar="NAME", help="lexical, or a sentence-transformers directory or hub id.  [default: lexical]")
+@click.option(
+    "--embedder",
+    metavar="NAME",
+    help="lexical, or a sentence-transformers directory or hub id.  [default: lexical]",
+)
 @click.option("--embedder-from", metavar="BANK", help="Take over the embedder of another bank.")
-@click.option("--index", metavar="SPEC", help="auto, or a FAISS factory string such as IVF1024,SQ8.  [default: auto]")
-@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32", "float16"]), help="Arithmetic of the model.  [default: bfloat16 where native, else float32]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where the model runs.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=16384, show_default=True, metavar="N", help="Tokens in one batch at most; bounds memory.")
+@click.option(
+    "--index", metavar="SPEC", help="auto, or a FAISS factory string such as IVF1024,SQ8.  [default: auto]"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32", "float16"]),
+    help="Arithmetic of the model.  [default: bfloat16 where native, else float32]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs.",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=16384,
+    show_default=True,
+    metavar="N",
+    help="Tokens in one batch at most; bounds memory.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Allow the model directory to run code of its own.")
-@click.option("--rebuild", is_flag=True, help="Build anew with these options even if the bank was built with others.")
+@click.option(
+    "--rebuild", is_flag=True, help="Build anew with these options even if the bank was built with others."
+)
 @click.option("--allow-shrink", is_flag=True, help="Allow the bank to lose over half of its documents.")
-@click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True, help="How progress is shown on standard error.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "lines", "none"]),
+    default="auto",
+    show_default=True,
+    help="How progress is shown on standard error.",
+)
 @json_option
 def command(
     sources: tuple[str, ...],
@@ -64,14 +172,13 @@ def command(
 ) -> None:
     """Compile SOURCES into a bank, or make the bank equal to SOURCES again.
 
-    SOURCES are directories, files, globs, or - for JSON lines on standard input: txt, md, rst, html, jsonl, json, csv, tsv, parquet, arrow and
-    feather, each also as .gz, .bz2, .xz or .zst. Options that are not given are taken from the bank.
+    SOURCES are directories, files, globs, or - for JSON lines on standard input: txt, md, rst, html, jsonl,
+    json, csv, tsv, parquet, arrow and feather, each also as .gz, .bz2, .xz or .zst. Options that are not
+    given are taken from the bank.
 
-    \b
-    Examples:
-      m3build compile corpus/ -o bank/ --model path/to/model
-      m3build compile corpus/ -o bank/ --model path/to/model --plan
-      zcat dump.jsonl.gz | m3build compile - -o bank/ --model path/to/model --text-field body
+    \b Examples: m3build compile corpus/ -o bank/ --model path/to/model m3build compile corpus/ -o bank/
+    --model path/to/model --plan zcat dump.jsonl.gz | m3build compile - -o bank/ --model path/to/model
+    --text-field body
     """
     given["keep_fields"] = keep_fields or None
     run_fields = RunOptions.__dataclass_fields__
@@ -93,7 +200,9 @@ def command(
     if bank is None:
         raise click.UsageError("where to? Name the bank's directory with -o")
     if not sources:
-        raise click.UsageError("what to compile? Name at least one file, directory or glob, or - for standard input")
+        raise click.UsageError(
+            "what to compile? Name at least one file, directory or glob, or - for standard input"
+        )
     from m3build.pipeline import compile_bank
     from m3build_cli.compile_text import describe_result
 

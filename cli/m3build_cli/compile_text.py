@@ -8,12 +8,15 @@ from m3build_formats.info import describe
 
 
 def describe_result(result: CompileResult) -> str:
-    """A dozen lines: what came in, what was made, how exact it is, what it takes on disk, and what was left out."""
+    """A dozen lines: what came in, what was made, how exact it is, what it takes on disk, and what was left
+    out.
+    """
     facts = describe(result.manifest)
     if not result.changed:
         return f"{result.bank}: version {result.version} is up to date, nothing to do"
     lines = [
-        f"{result.bank}: version {result.version}, {facts['documents']:,} documents, {facts['chunks']:,} chunks, {facts['tokens']:,} tokens, "
+        f"{result.bank}: version {result.version}, {facts['documents']:,} documents, "
+        f"{facts['chunks']:,} chunks, {facts['tokens']:,} tokens, "
         f"{facts['shards']} shard{'s' if facts['shards'] != 1 else ''} in {result.seconds:,.1f} s",
         f"  encoded     {result.encoded:,} references"
         + (f", {result.reused:,} reused from the bank" if result.reused else "")
@@ -22,7 +25,9 @@ def describe_result(result: CompileResult) -> str:
         + (f", {facts['near_duplicates']:,} near" if facts["near_duplicates"] else ""),
         f"  codec       {codec_line(facts['codec'])}",
         f"  on disk     {in_both_units(facts['bytes']['total'])}: "
-        + ", ".join(f"{name} {in_both_units(size)}" for name, size in facts["bytes"].items() if name != "total"),
+        + ", ".join(
+            f"{name} {in_both_units(size)}" for name, size in facts["bytes"].items() if name != "total"
+        ),
     ]
     if facts["empty_documents"]:
         lines.append(f"  empty       {facts['empty_documents']:,} documents without text")
@@ -38,7 +43,10 @@ def describe_result(result: CompileResult) -> str:
 
 def codec_line(codec: dict[str, object]) -> str:
     """Spec, bytes and errors of a codec in one line."""
-    text = f"{codec['spec']}, {codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} times smaller than bfloat16"
+    size = (
+        f"{codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} times smaller than bfloat16"
+    )
+    text = f"{codec['spec']}, {size}"
     if codec.get("key_error") is not None:
         text += f", error of keys {codec['key_error']:.3f}, of values {codec['value_error']:.3f}"
     return text

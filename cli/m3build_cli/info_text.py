@@ -12,7 +12,10 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
     model, codec, index = facts["model"], facts["codec"], facts["index"]
     layers = ", ".join(map(str, model["memory_layers"]))
     rows = [
-        ("bank", f"{bank}, version {facts['version']} of {facts['created']}, format {facts['format_version']}"),
+        (
+            "bank",
+            f"{bank}, version {facts['version']} of {facts['created']}, format {facts['format_version']}",
+        ),
         ("digest", f"sha256:{facts['sha256']}"),
         ("corpus", f"{facts['documents']:,} documents, {facts['characters']:,} characters"),
         ("chunks", f"{facts['chunks']:,} in {facts['shards']:,} shards, {facts['tokens']:,} tokens"),
@@ -23,16 +26,24 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
             f"layers {layers}; {model['kv_heads']} key-value heads of {model['head_dim']}; "
             f"{model['sparse_tokens']} of at most {model['reference_tokens']} tokens a head",
         ),
-        ("codec", f"{codec['spec']}, {codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} times smaller"),
+        (
+            "codec",
+            f"{codec['spec']}, {codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} "
+            f"times smaller",
+        ),
     ]
     if codec["key_error"] is not None:
-        rows.append(("error", f"keys {codec['key_error']:.4f}, values {codec['value_error']:.4f} of the variance"))
+        rows.append(
+            ("error", f"keys {codec['key_error']:.4f}, values {codec['value_error']:.4f} of the variance")
+        )
     rows += [
         ("embedder", f"{facts['embedder']['name']}, {facts['embedder']['dim']} dimensions"),
         ("index", f"{index['type']}, {index['metric']}, {index['vectors']:,} vectors" + recall(index)),
         ("bytes", in_both_units(facts["bytes"]["total"])),
     ]
-    rows += [("", f"{in_both_units(size):>24}  {name}") for name, size in facts["bytes"].items() if name != "total"]
+    rows += [
+        ("", f"{in_both_units(size):>24}  {name}") for name, size in facts["bytes"].items() if name != "total"
+    ]
     return "\n".join(f"{name:<9} {text}" for name, text in rows)
 
 

@@ -1,6 +1,8 @@
-"""The ``m3build`` command: finds the command's module, runs it, and turns every failure into a message and its exit code.
+"""The ``m3build`` command: finds the command's module, runs it, and turns every failure into a message and
+its exit code.
 
-Modules of commands are imported only when called, so that ``m3build info`` starts without torch, transformers, faiss or pyarrow.
+Modules of commands are imported only when called, so that ``m3build info`` starts without torch,
+transformers, faiss or pyarrow.
 """
 
 from __future__ import annotations
@@ -63,7 +65,14 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version and exit.")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Print the version and exit.",
+)
 @click.option("--debug", is_flag=True, help="Print a traceback with every error.")
 @click.option(
     "--config",
@@ -85,7 +94,9 @@ def cli(ctx: click.Context, debug: bool, config: Path | None) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Tables of options by long name, ``memory-layers`` and ``memory_layers`` alike. Raises UsageError for bad TOML, an unknown table or option."""
+    """Tables of options by long name, ``memory-layers`` and ``memory_layers`` alike. Raises UsageError for
+    bad TOML, an unknown table or option.
+    """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -105,7 +116,9 @@ def _parameters(command: str) -> dict[str, str]:
     """Parameter of a command by each of its long options, without the dashes."""
     found = cli.get_command(click.Context(cli), command)
     options = [p for p in found.params if isinstance(p, click.Option)] if found else []
-    return {long.removeprefix("--"): p.name or "" for p in options for long in p.opts if long.startswith("--")}
+    return {
+        long.removeprefix("--"): p.name or "" for p in options for long in p.opts if long.startswith("--")
+    }
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
@@ -133,7 +146,8 @@ def run(arguments: list[str] | None = None) -> None:
     except M3Error as error:
         _end(str(error), error.exit_code, debug)
     except BrokenPipeError:
-        # The reader of our output has gone (``m3build show … | head``): nothing to say, and nobody to say it to.
+        # The reader of our output has gone (``m3build show … | head``): nothing to say, and nobody to say it
+        # to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except MemoryError:
@@ -141,7 +155,11 @@ def run(arguments: list[str] | None = None) -> None:
     except OSError as error:
         _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 6, debug)
     except Exception as error:  # noqa: BLE001 - the outermost place: whatever else comes here is a bug and says so
-        _end(f"a bug in m3build: {type(error).__name__}: {error}. Run again with --debug for a traceback", BUG, debug)
+        _end(
+            f"a bug in m3build: {type(error).__name__}: {error}. Run again with --debug for a traceback",
+            BUG,
+            debug,
+        )
 
 
 def _end(message: str, code: int, debug: bool) -> None:

@@ -22,14 +22,20 @@ def bank_argument(function: F) -> F:
 
 def version_option(function: F) -> F:
     """``--at N``: an older version instead of the current one."""
-    return click.option("--at", "version", type=click.IntRange(min=1), metavar="VERSION", help="Look at this version, not the current one.")(
-        function
-    )
+    return click.option(
+        "--at",
+        "version",
+        type=click.IntRange(min=1),
+        metavar="VERSION",
+        help="Look at this version, not the current one.",
+    )(function)
 
 
 def json_option(function: F) -> F:
     """``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(
+        function
+    )
 
 
 def print_json(value: object) -> None:

@@ -13,7 +13,8 @@ def describe_plan(plan: Plan) -> str:
     least, most = plan.shards
     layers = ", ".join(map(str, plan.memory_layers))
     lines = [
-        f"{about}{n:,} references, {least:,} to {most:,} shards; model {plan.model}, memory layers {layers}; codec {plan.codec}",
+        f"{about}{n:,} references, {least:,} to {most:,} shards; model {plan.model}, memory layers "
+        f"{layers}; codec {plan.codec}",
         "",
         f"{'bytes':<50}{'a reference':>14}  all together",
         _row("every layer, query head and token in bfloat16", plan.dense_bytes_each, n),
@@ -37,7 +38,10 @@ def describe_plan(plan: Plan) -> str:
     else:
         total = sum(plan.seconds.values())
         parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.seconds.items())
-        lines += ["", f"time on this machine: about {_duration(total)} ({parts}), from a sample of the sources"]
+        lines += [
+            "",
+            f"time on this machine: about {_duration(total)} ({parts}), from a sample of the sources",
+        ]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 

@@ -1,4 +1,6 @@
-"""Progress for people, on standard error: a bar with rate and time left on a terminal, else one line every few seconds."""
+"""Progress for people, on standard error: a bar with rate and time left on a terminal, else one line every
+few seconds.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,11 @@ class _Lines:
         if self._total and rate > 0 and not final:
             left = f", about {(self._total - self._done) / rate:,.0f} s left"
         ended = ", done" if final else ""
-        print(f"{self._name}: {self._done:,}{of} {self._unit}, {rate:,.0f}/s{left}{ended}", file=self._stream, flush=True)
+        print(
+            f"{self._name}: {self._done:,}{of} {self._unit}, {rate:,.0f}/s{left}{ended}",
+            file=self._stream,
+            flush=True,
+        )
 
 
 def progress_for(choice: str) -> Progress:
@@ -109,4 +115,3 @@ def progress_for(choice: str) -> Progress:
     if choice == "bar" or (choice == "auto" and sys.stderr.isatty()):
         return TerminalProgress(sys.stderr)
     return LineProgress(sys.stderr)
-

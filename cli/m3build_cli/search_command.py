@@ -16,7 +16,11 @@ SHOWN_CHARACTERS = 300
 @click.argument("query")
 @click.option("-k", "k", type=click.IntRange(min=1), default=5, show_default=True, help="How many chunks.")
 @click.option("--exact", is_flag=True, help="Compare with every vector instead of asking the index.")
-@click.option("--embedder", metavar="DIR", help="Where the sentence-transformers model of this bank is, if it was a directory.")
+@click.option(
+    "--embedder",
+    metavar="DIR",
+    help="Where the sentence-transformers model of this bank is, if it was a directory.",
+)
 @version_option
 @json_option
 def command(
@@ -57,6 +61,10 @@ def command(
     for number, hit in enumerate(hits, 1):
         first, more = hit.sources[0], len(hit.sources) - 1
         others = f" and {more:,} more" if more else ""
-        click.secho(f"{number}. {hit.id[:12]}  {hit.score:.2f}  {first.document}, characters {first.start:,} to {first.end:,}{others}", bold=True)
+        click.secho(
+            f"{number}. {hit.id[:12]}  {hit.score:.2f}  {first.document}, characters {first.start:,} to "
+            f"{first.end:,}{others}",
+            bold=True,
+        )
         text = " ".join(hit.text.split())
         click.echo("   " + (text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"))

@@ -20,19 +20,26 @@ if TYPE_CHECKING:
 @click.command("show")
 @bank_argument
 @click.argument("chunk")
-@click.option("--layer", type=int, metavar="N", help="Mark what heads of this layer kept.  [default: the first memory layer]")
-@click.option("--head", type=int, metavar="N", help="Mark what this key-value head kept.  [default: all heads together]")
+@click.option(
+    "--layer",
+    type=int,
+    metavar="N",
+    help="Mark what heads of this layer kept.  [default: the first memory layer]",
+)
+@click.option(
+    "--head", type=int, metavar="N", help="Mark what this key-value head kept.  [default: all heads together]"
+)
 @version_option
 @json_option
-def command(bank: Path, chunk: str, layer: int | None, head: int | None, version: int | None, as_json: bool) -> None:
+def command(
+    bank: Path, chunk: str, layer: int | None, head: int | None, version: int | None, as_json: bool
+) -> None:
     """Show CHUNK, an id as search prints it or the start of one: text, sources, and the kept tokens marked.
 
-    Kept tokens are coloured on a terminal and put in [brackets] elsewhere; the more heads kept a token, the stronger its colour.
+    Kept tokens are coloured on a terminal and put in [brackets] elsewhere; the more heads kept a token, the
+    stronger its colour.
 
-    \b
-    Examples:
-      m3build show bank/ 3f2a
-      m3build show bank/ 3f2a --layer 1 --head 0
+    \b Examples: m3build show bank/ 3f2a m3build show bank/ 3f2a --layer 1 --head 0
     """
     from m3build.bank import open_bank
 
@@ -50,7 +57,8 @@ def command(bank: Path, chunk: str, layer: int | None, head: int | None, version
                 "token_spans": [list(span) for span in spans],
                 "sources": [source_json(source) for source in facts.sources],
                 "kept": [
-                    {"layer": at, "head": number, "tokens": facts.kept_tokens(at, number)} for at, number in heads_of(facts)
+                    {"layer": at, "head": number, "tokens": facts.kept_tokens(at, number)}
+                    for at, number in heads_of(facts)
                 ],
             }
         )
@@ -59,7 +67,8 @@ def command(bank: Path, chunk: str, layer: int | None, head: int | None, version
     for source in facts.sources:
         position = f", at {source.position:,}" if source.position else ""
         click.echo(
-            f"source   {source.source}{position}, document {source.document}, characters {source.start:,} to {source.end:,}"
+            f"source   {source.source}{position}, document {source.document}, characters "
+            f"{source.start:,} to {source.end:,}"
         )
     click.echo(f"tokens   {len(spans)}")
     if facts.kept is None:
@@ -79,7 +88,9 @@ def heads_of(facts: ChunkFacts) -> tuple[tuple[int, int], ...]:
 
 
 def kept_by_heads(facts: ChunkFacts, layer: int, head: int | None) -> Counter[int]:
-    """How many heads of ``layer`` (or its one ``head``) kept each token. Raises UsageError for a layer or head without memory."""
+    """How many heads of ``layer`` (or its one ``head``) kept each token. Raises UsageError for a layer or
+    head without memory.
+    """
     chosen = [(at, number) for at, number in facts.heads if at == layer and (head is None or number == head)]
     if not chosen:
         have = ", ".join(f"{at}:{number}" for at, number in facts.heads)

@@ -13,23 +13,45 @@ from m3build_formats.errors import CorruptError
 @click.command("verify")
 @bank_argument
 @version_option
-@click.option("--quick", "level", flag_value="quick", help="Only look whether each file is there with its size.")
+@click.option(
+    "--quick", "level", flag_value="quick", help="Only look whether each file is there with its size."
+)
 @click.option("--default", "level", flag_value="default", default=True, hidden=True)
-@click.option("--deep", "level", flag_value="deep", help="Also encode a sample of chunks again and compare with what is stored.")
-@click.option("--model", metavar="DIR_OR_ID", help="With --deep: the model, where it is not at the place the bank names.")
-@click.option("--sample", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="With --deep: chunks to encode again.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="With --deep: where the model runs.")
+@click.option(
+    "--deep",
+    "level",
+    flag_value="deep",
+    help="Also encode a sample of chunks again and compare with what is stored.",
+)
+@click.option(
+    "--model",
+    metavar="DIR_OR_ID",
+    help="With --deep: the model, where it is not at the place the bank names.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="With --deep: chunks to encode again.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="With --deep: where the model runs.",
+)
 @json_option
 def command(
     bank: Path, version: int | None, level: str, model: str | None, sample: int, device: str, as_json: bool
 ) -> None:
-    """Check a bank: hash every file, look at every row. Names each bad file and row; exit code 5 if there is any.
+    """Check a bank: hash every file, look at every row. Names each bad file and row; exit code 5 if there is
+    any.
 
-    \b
-    Examples:
-      m3build verify bank/
-      m3build verify bank/ --quick
-      m3build verify bank/ --deep --model path/to/model
+    \b Examples: m3build verify bank/ m3build verify bank/ --quick m3build verify bank/ --deep --model
+    path/to/model
     """
     from m3build_formats.verify import verify
 
@@ -40,11 +62,13 @@ def command(
         "files_checked": report.files_checked,
         "bytes_checked": report.bytes_checked,
         "problems": [
-            {"file": p.file, "row": p.row, "promise": p.promise, "message": p.message} for p in report.problems
+            {"file": p.file, "row": p.row, "promise": p.promise, "message": p.message}
+            for p in report.problems
         ],
         "unreachable": list(report.unreachable),
     }
     lines = [f"{p.file}{'' if p.row is None else f', row {p.row}'}: {p.message}" for p in report.problems]
+    deep = None
     if level == "deep" and not report.problems:
         from m3build.deep_verify import verify_deep
 
@@ -60,10 +84,13 @@ def command(
         for name in report.unreachable:
             click.echo(f"{name}: no version names this file (not an error)")
         if not lines:
-            click.echo(f"{bank}: sound, {report.files_checked:,} files, {report.bytes_checked:,} bytes checked")
-            if "deep" in answer:
+            click.echo(
+                f"{bank}: sound, {report.files_checked:,} files, {report.bytes_checked:,} bytes checked"
+            )
+            if deep is not None:
                 click.echo(deep.describe())
     if lines:
         raise CorruptError(
-            f"{bank}: {len(lines)} problem{'s' if len(lines) > 1 else ''} found. Restore the files named, or build anew with compile --rebuild"
+            f"{bank}: {len(lines)} problem{'s' if len(lines) > 1 else ''} found. Restore the files "
+            f"named, or build anew with compile --rebuild"
         )

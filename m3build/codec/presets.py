@@ -151,8 +151,8 @@ def encoding_work(spec: CodecSpec, head_dim: int) -> float:
 
 
 def training_work(spec: CodecSpec, head_dim: int, training_vectors: int) -> float:
-    """What the k-means assignments cost that train one codebook, in FLOPs that take as long (OPQ's few seconds
-    not counted).
+    """What the k-means assignments that train one codebook cost, in FLOPs that take as long; OPQ's few
+    seconds are not counted.
     """
     d = spec.code_dim(head_dim)
     sample = min(training_vectors, training_vectors_wanted(spec))

@@ -22,6 +22,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from m3build.records import Document, Reject
 
@@ -39,6 +40,22 @@ def content_hash(text: str, title: str, metadata: Mapping[str, object]) -> str:
     rest = [title, metadata] if metadata else [title]
     head = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(head.encode() + b"\0" + text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+class _Identified(Protocol):
+    """What a registry looks at: a ``Document``, or a row that stands for one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+
+
+Identified = TypeVar("Identified", bound=_Identified)
 
 
 class IdRegistry:
@@ -78,7 +95,7 @@ class IdRegistry:
         self._cursor.execute("UPDATE ids SET seen = seen + 1 WHERE id = ?", (key,))
         return int(self._cursor.execute("SELECT seen FROM ids WHERE id = ?", (key,)).fetchone()[0])
 
-    def admit(self, document: Document) -> Document | Reject:
+    def admit(self, document: Identified) -> Identified | Reject:
         """The document with its final id, or a Reject if an earlier document holds the id it was given."""
         times = self.count(document.id)
         if times == 1:

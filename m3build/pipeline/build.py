@@ -1,7 +1,8 @@
 """``compile``: makes a bank equal to its sources, one stage after the other.
 
-Everything that is finished on the way is either a data file named by its content or an entry in the ledger under ``build/``, so that a build that is stopped
-goes on where it was. The version is committed last; until then the bank is what it was.
+Everything that is finished on the way is either a data file named by its content or an entry in the ledger
+under ``build/``, so that a build that is stopped goes on where it was. The version is committed last; until
+then the bank is what it was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from m3build.chunking import ChunkOptions, Chunker, NearDuplicates
+from m3build.chunking import Chunker, ChunkOptions, NearDuplicates
 from m3build.config import CompileOptions, RunOptions, Settings, parse_reject_limit, resolve
 from m3build.corpus import SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
@@ -53,8 +54,9 @@ def compile_bank(
 ) -> CompileResult:
     """Compile ``sources`` into ``bank``.
 
-    Raises InputError (nothing to compile, too many rejects), MismatchError (options or model differ from the bank's), UsageError, ResourceError, BusyError,
-    CorruptError; OSError and MemoryError where the machine fails outside the bank's files.
+    Raises InputError (nothing to compile, too many rejects), MismatchError (options or model differ from the
+    bank's), UsageError, ResourceError, BusyError, CorruptError; OSError and MemoryError where the machine
+    fails outside the bank's files.
     """
     watch = Watch(progress or Silent())
     limit = parse_reject_limit(run.max_rejects)
@@ -73,7 +75,15 @@ def compile_bank(
             files = _with_standard_input(files, standard_input, build)
         chunker = Chunker(model.tokenizer, ChunkOptions(model.shape.reference_tokens, settings.title))
         corpus = chunk_corpus(
-            files, found, source_options(settings), chunker, _chunk_shape(model, chunker), limit, build / "pieces", ledger, watch
+            files,
+            found,
+            source_options(settings),
+            chunker,
+            _chunk_shape(model, chunker),
+            limit,
+            build / "pieces",
+            ledger,
+            watch,
         )
         near = None
         if settings.near_duplicates:
@@ -91,7 +101,9 @@ def compile_bank(
         stack.enter_context(closing(sharded.places))
         counts = _counts(corpus, sharded)
         if not counts["chunks"]:
-            raise InputError("nothing to compile: the documents hold no text that the tokenizer has tokens for")
+            raise InputError(
+                "nothing to compile: the documents hold no text that the tokenizer has tokens for"
+            )
         if old is not None and not run.allow_shrink and 2 * counts["documents"] < old.counts["documents"]:
             raise InputError(
                 f"the sources hold {counts['documents']:,} documents, the bank {old.counts['documents']:,}: "
@@ -128,7 +140,11 @@ def compile_bank(
             operation="compile",
             counts=counts,
             sources={"settings": settings.to_json(), "files": len(files)},
-            chunker={**chunker.describe(), "near_duplicates": settings.near_duplicates, "shard_chunks": settings.shard_chunks},
+            chunker={
+                **chunker.describe(),
+                "near_duplicates": settings.near_duplicates,
+                "shard_chunks": settings.shard_chunks,
+            },
             model=model_facts,
             memory=_memory_facts(model),
             codec=codec.facts,
@@ -168,7 +184,7 @@ def compile_bank(
         reused=memories.counts["reused"],
         repeated=memories.counts["repeated"],
         stages=tuple(watch.stages),
-        rejects=tuple((*corpus.gate.first,))[:SHOWN_REJECTS],
+        rejects=(*corpus.gate.first,)[:SHOWN_REJECTS],
         notes=tuple(watch.notes),
         seconds=watch.seconds,
     )
@@ -191,7 +207,11 @@ def _with_standard_input(files: list[SourceFile], stream: BinaryIO | None, build
 
 def _load(settings: Settings, run: RunOptions) -> LoadedModel:
     return load_model(
-        settings.model, shape_request(settings), device=run.device, dtype=settings.dtype, trust_remote_code=run.trust_remote_code
+        settings.model,
+        shape_request(settings),
+        device=run.device,
+        dtype=settings.dtype,
+        trust_remote_code=run.trust_remote_code,
     )
 
 
@@ -248,7 +268,8 @@ def _memory_facts(model: LoadedModel) -> dict[str, Any]:
 def _old_memories(
     old: Manifest | None, code_key: str, writer: BankWriter, build: Path, stack: ExitStack
 ) -> OldMemories | None:
-    """What may be copied from the current version, which is something only if its code key is this build's."""
+    """What may be copied from the current version, which is something only if its code key is this "
+    "build's."""
     if old is None or old.code_key != code_key:
         return None
     places = stack.enter_context(closing(Places(build / "old-places.sqlite")))
@@ -268,12 +289,18 @@ def _write_shards(
     watch: Watch,
 ) -> tuple[list[ShardEntry], list[ShardVectors]]:
     rows = sum(shard.rows for shard in sharded.shards)
-    same_embedder = old is not None and old.files.embedder is not None and old.files.embedder.sha256 == retrieval.file.sha256
+    same_embedder = (
+        old is not None
+        and old.files.embedder is not None
+        and old.files.embedder.sha256 == retrieval.file.sha256
+    )
     vectors_writer = VectorWriter(
         retrieval.embedder,
         retrieval.state,
         {"embedder": retrieval.file.sha256},
-        {s.chunks.sha256: ShardVectors(s.embeddings, s.index) for s in old.shards} if old and same_embedder else {},
+        {s.chunks.sha256: ShardVectors(s.embeddings, s.index) for s in old.shards}
+        if old and same_embedder
+        else {},
         writer.data,
         ledger,
     )
@@ -309,10 +336,23 @@ def _write_rejects(
 
 
 def _same(old: Manifest, new: VersionContents) -> bool:
-    """Whether the sources and options gave the version that is there already; library versions alone make no new one."""
+    """Whether the sources and options gave the version that is there already; library versions alone make no
+    new one.
+    """
 
     def shaped(version: VersionContents) -> tuple[object, ...]:
-        return (version.counts, version.sources, version.chunker, version.model, version.memory, version.codec, version.embedder,
-                version.index, version.code_key, version.shards, version.files)
+        return (
+            version.counts,
+            version.sources,
+            version.chunker,
+            version.model,
+            version.memory,
+            version.codec,
+            version.embedder,
+            version.index,
+            version.code_key,
+            version.shards,
+            version.files,
+        )
 
     return shaped(old.contents) == shaped(new)

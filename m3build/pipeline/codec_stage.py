@@ -1,4 +1,6 @@
-"""The codec of a bank: kept, taken over, or trained on references drawn by hash; with its errors on vectors that it was not trained on."""
+"""The codec of a bank: kept, taken over, or trained on references drawn by hash; with its errors on vectors
+that it was not trained on.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from m3build_formats.data_directory import DataDirectory
 from m3build_formats.errors import MismatchError
 from m3build_formats.manifest import FileEntry, Manifest
 
-# Held-out references on which a codec's errors are measured, and the query tokens of each that look at its kept keys.
+# Held-out references on which a codec's errors are measured, and the query tokens of each that look at its
+# kept keys.
 HELD_OUT_REFERENCES = 256
 ERROR_QUERIES = 8
 # A sample is held in memory in float32 while it is trained on, and so bounded in bytes too.
@@ -41,7 +44,9 @@ MAX_SAMPLE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Memories of some references: keys and values float32 (R, heads, S, d), positions uint8 (R, heads, S), queries float32 (R, Q, G, heads, d) or None."""
+    """Memories of some references: keys and values float32 (R, heads, S, d), positions uint8 (R, heads, S),
+    queries float32 (R, Q, G, heads, d) or None.
+    """
 
     keys: NDArray[np.float32]
     values: NDArray[np.float32]
@@ -51,7 +56,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PreparedCodec:
-    """A codec that is ready, its file (None for ``none``, which has no arrays) and what the manifest says of it."""
+    """A codec that is ready, its file (None for ``none``, which has no arrays) and what the manifest says of
+    it.
+    """
 
     codec: Codec
     file: FileEntry | None
@@ -67,7 +74,9 @@ class PreparedCodec:
         references = ReferenceEncoder(model, batch_tokens=batch_tokens)
         quantizer = TorchEncoder(self.codec, model.device)
 
-        def encode(tokens: Sequence[NDArray[np.uint32]]) -> Iterator[tuple[tuple[int, ...], NDArray[np.uint8]]]:
+        def encode(
+            tokens: Sequence[NDArray[np.uint32]],
+        ) -> Iterator[tuple[tuple[int, ...], NDArray[np.uint8]]]:
             with torch.inference_mode():
                 for batch in references.encode([ids.tolist() for ids in tokens]):
                     codes = quantizer.encode(batch.keys, batch.values, batch.positions)
@@ -116,7 +125,9 @@ def prepare_codec(
     for warning in resolved.warnings:
         progress.note(warning)
     spec = resolved.spec
-    wanted = _references_wanted(training_vectors_wanted(spec), per_codebook, 2 * vectors * model.shape.head_dim * 4)
+    wanted = _references_wanted(
+        training_vectors_wanted(spec), per_codebook, 2 * vectors * model.shape.head_dim * 4
+    )
     key = piece_key(
         "codec",
         {
@@ -138,7 +149,9 @@ def prepare_codec(
         sample = _encode_sample(model, sharded, held_out, training, run.batch_tokens, 0)
         stage.advance(training)
     with progress.stage("codec", codebook_count(scope, model.shape.heads), "codebooks") as stage:
-        codec = train_codec(spec, scope, model.shape.heads, sample.keys, sample.values, sample.positions)
+        codec = train_codec(
+            spec, scope, model.shape.heads, sample.keys, sample.values, sample.positions, model.device.type
+        )
         stage.advance(codebook_count(scope, model.shape.heads))
     facts = {
         **codec.facts(),
@@ -151,7 +164,9 @@ def prepare_codec(
 
 
 def memory_key(model: LoadedModel, fingerprint: str) -> dict[str, Any]:
-    """All that shapes the keys, values and kept positions of a reference, given its token ids: the write key but for these."""
+    """All that shapes the keys, values and kept positions of a reference, given its token ids: the write key
+    but for these.
+    """
     shape = model.shape
     return {
         "model": fingerprint,
@@ -173,8 +188,10 @@ def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> Prepared
     expected = (shape.heads, shape.head_dim, shape.sparse_tokens)
     if (codec.heads, codec.head_dim, codec.slots) != expected:
         raise MismatchError(
-            f"the codec of {bank} is for {len(codec.heads)} heads of dimension {codec.head_dim} with {codec.slots} tokens kept, "
-            f"the model writes {len(shape.heads)} of dimension {shape.head_dim} with {shape.sparse_tokens}: it cannot be taken over"
+            f"the codec of {bank} is for {len(codec.heads)} heads of dimension {codec.head_dim} with "
+            f"{codec.slots} tokens kept, "
+            f"the model writes {len(shape.heads)} of dimension {shape.head_dim} with "
+            f"{shape.sparse_tokens}: it cannot be taken over"
         )
     entry = write_arrays(data, "codec", codec.to_arrays()) if codec.spec.is_trained else None
     return PreparedCodec(codec, entry, dict(manifest.codec))
@@ -222,15 +239,15 @@ def _encode_sample(
     layers = [layer_of[layer] for layer, _ in shape.heads]
     with torch.inference_mode():
         for batch in ReferenceEncoder(model, batch_tokens=batch_tokens, queries=queries).encode(tokens):
-            at = list(batch.indices)
-            keys[at] = batch.keys.float().cpu().numpy()
-            values[at] = batch.values.float().cpu().numpy()
-            positions[at] = batch.positions.cpu().numpy()
+            places = list(batch.indices)
+            keys[places] = batch.keys.float().cpu().numpy()
+            values[places] = batch.values.float().cpu().numpy()
+            positions[places] = batch.positions.cpu().numpy()
             if asked is not None and batch.queries is not None:
                 found_queries = batch.queries.float().cpu().numpy()
                 for number, (layer, (_, head)) in enumerate(zip(layers, shape.heads, strict=True)):
                     mine = found_queries[:, layer, head * group : (head + 1) * group]
-                    asked[at, :, :, number] = mine.transpose(0, 2, 1, 3)
+                    asked[places, :, :, number] = mine.transpose(0, 2, 1, 3)
     return Sample(keys, values, positions, asked)
 
 
@@ -242,6 +259,7 @@ def _errors(codec: Codec, tested: Sample, model: LoadedModel, progress: Progress
         torch.from_numpy(tested.keys), torch.from_numpy(tested.values), torch.from_numpy(tested.positions)
     )
     scaling = [fact.scaling for fact in model.layer_facts]
+    softcap = [fact.softcap for fact in model.layer_facts]
     return measure_errors(
-        codec, codes.numpy(), tested.keys, tested.values, tested.positions, tested.queries, scaling
+        codec, codes.numpy(), tested.keys, tested.values, tested.positions, tested.queries, scaling, softcap
     )

@@ -1,4 +1,6 @@
-"""First stage: sources are found, read, cut and tokenized into pieces; what cannot be used is counted and bounded."""
+"""First stage: sources are found, read, cut and tokenized into pieces; what cannot be used is counted and
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,14 @@ class RejectGate:
             raise InputError(f"more than {self._limit.count} rejects (--max-rejects): {self._shown()}")
 
     def at_end(self, records: int) -> None:
-        """The input is read; ``records`` counts documents, empty ones and rejects. Raises InputError past a share given as ``P%``."""
+        """The input is read; ``records`` counts documents, empty ones and rejects. Raises InputError past a
+        share given as ``P%``.
+        """
         share = self._limit.share
         if share is not None and self.count > share * records:
             raise InputError(
-                f"{self.count} of {records} records rejected, more than {share:.4g} of them (--max-rejects {100 * share:g}%): {self._shown()}"
+                f"{self.count} of {records} records rejected, more than {share:.4g} of them "
+                f"(--max-rejects {100 * share:g}%): {self._shown()}"
             )
 
     def _shown(self) -> str:
@@ -87,7 +92,8 @@ def chunk_corpus(
 ) -> ChunkedCorpus:
     """Make or find every piece of the corpus.
 
-    ``found`` are the rejects of discovery. Raises InputError when rejects pass the limit or no document is left.
+    ``found`` are the rejects of discovery. Raises InputError when rejects pass the limit or no document is
+    left.
     """
     gate = RejectGate(limit)
     counts: Counter[str] = Counter()
@@ -107,6 +113,7 @@ def chunk_corpus(
     if not counts["documents"]:
         why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
         raise InputError(
-            f"nothing to compile: {len(files)} files, {counts['empty_documents']} empty documents, {counts['rejects']} rejects, no text{why}"
+            f"nothing to compile: {len(files)} files, {counts['empty_documents']} empty documents, "
+            f"{counts['rejects']} rejects, no text{why}"
         )
     return ChunkedCorpus(tuple(pieces), dict(counts), tuple(found), gate)

@@ -1,8 +1,10 @@
-"""Finished pieces of a build, remembered under what shaped them, so that a build that was stopped goes on where it was.
+"""Finished pieces of a build, remembered under what shaped them, so that a build that was stopped goes on
+where it was.
 
-A key is the SHA-256 of the canonical JSON of everything the piece depends on; the value is a small JSON object, as a rule the name of a file and its
-counts. An entry is written with rename after the piece itself is on disk: it is there whole or not at all. The ledger is scratch: it is deleted once
-the version is committed, and losing any of it costs only time.
+A key is the SHA-256 of the canonical JSON of everything the piece depends on; the value is a small JSON
+object, as a rule the name of a file and its counts. An entry is written with rename after the piece itself is
+on disk: it is there whole or not at all. The ledger is scratch: it is deleted once the version is committed,
+and losing any of it costs only time.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Ledger:
         directory.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The value put under ``key``, or None; an entry that cannot be read counts as absent, since it only costs work."""
+        """The value put under ``key``, or None; an entry that cannot be read counts as absent, since it only
+        costs work.
+        """
         try:
             value = json.loads((self._directory / key).read_text(encoding="utf-8"))
         except (OSError, ValueError):

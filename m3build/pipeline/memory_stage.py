@@ -1,6 +1,7 @@
 """Memories of each shard: only references that no shard and no earlier version has yet go through the model.
 
-A shard's rows are fixed in width, so they are filled in place in a scratch file, in whatever order batches come, and then streamed in row order.
+A shard's rows are fixed in width, so they are filled in place in a scratch file, in whatever order batches
+come, and then streamed in row order.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Encode = Callable[[Sequence[NDArray[np.uint32]]], Iterator[tuple[tuple[int, ...]
 class OldMemories:
     """Memories of the bank's current version that may be copied: their code key is that of this build.
 
-    ``places`` says where its references stand. A file is hashed before the first row is taken from it; a damaged one counts as absent.
+    ``places`` says where its references stand. A file is hashed before the first row is taken from it; a
+    damaged one counts as absent.
     """
 
     def __init__(self, manifest: Manifest, places: Places, data: DataDirectory) -> None:
@@ -62,7 +64,9 @@ class OldMemories:
 
 
 class MemoryWriter:
-    """Writes the memories of shards one after the other; ``counts`` says how many references were encoded, reused and repeated."""
+    """Writes the memories of shards one after the other; ``counts`` says how many references were encoded,
+    reused and repeated.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,9 @@ class MemoryWriter:
         self.counts: Counter[str] = Counter()
 
     def write(self, shard: StagedShard, stage: Stage) -> FileEntry:
-        """Memories of a shard, rows as in its chunks. Shards must come in order, for later ones copy from earlier ones."""
+        """Memories of a shard, rows as in its chunks. Shards must come in order, for later ones copy from
+        earlier ones.
+        """
         key = piece_key("memories", {"code_key": self._code_key, "chunks": shard.chunks.sha256})
         entry = self._finished(key, shard)
         if entry is None:

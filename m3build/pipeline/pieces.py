@@ -1,8 +1,9 @@
 """Chunked pieces of the corpus: the work of reading, cutting and tokenizing, done once and kept on disk.
 
-The corpus is taken in units of neighbouring ranges, about ``UNIT_BYTES`` of input each; one unit makes one piece under ``build/``, keyed by
-the content of its files and by every option that shapes documents and chunks. Pieces carry token ids, so no text is tokenized twice, and they
-are written and read as streams of record batches: neither a large file nor a long document is held as a whole more than once.
+The corpus is taken in units of neighbouring ranges, about ``UNIT_BYTES`` of input each; one unit makes one
+piece under ``build/``, keyed by the content of its files and by every option that shapes documents and
+chunks. Pieces carry token ids, so no text is tokenized twice, and they are written and read as streams of
+record batches: neither a large file nor a long document is held as a whole more than once.
 """
 
 from __future__ import annotations
@@ -29,33 +30,32 @@ from m3build_formats.layout import MAX_DOCUMENT_ID_BYTES, MAX_METADATA_BYTES, MA
 from m3build_formats.shard_tables import DocumentRow
 
 UNIT_BYTES = 16 << 20
-# A batch is closed by whichever comes first, so that neither many small documents nor a few huge ones pile up.
+# A batch is closed by whichever comes first, so that neither many small documents nor a few huge ones pile
+# up.
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 2 << 20
 PIECE_VERSION = 1
 
-DOCUMENTS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("position", pa.uint64()),
-        ("title", pa.string()),
-        ("metadata", pa.string()),
-        ("sha256", pa.binary(32)),
-        ("characters", pa.uint64()),
-        ("chunks", pa.uint32()),
-    ]
-)
-CHUNKS = pa.schema(
-    [
-        ("text", pa.string()),
-        ("title", pa.string()),
-        ("start", pa.uint64()),
-        ("end", pa.uint64()),
-        ("token_ids", pa.list_(pa.uint32())),
-        ("token_ends", pa.list_(pa.uint16())),
-    ]
-)
+_DOCUMENT_FIELDS: list[Any] = [
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("position", pa.uint64()),
+    ("title", pa.string()),
+    ("metadata", pa.string()),
+    ("sha256", pa.binary(32)),
+    ("characters", pa.uint64()),
+    ("chunks", pa.uint32()),
+]
+DOCUMENTS = pa.schema(_DOCUMENT_FIELDS)
+_CHUNK_FIELDS: list[Any] = [
+    ("text", pa.string()),
+    ("title", pa.string()),
+    ("start", pa.uint64()),
+    ("end", pa.uint64()),
+    ("token_ids", pa.list_(pa.uint32())),
+    ("token_ends", pa.list_(pa.uint16())),
+]
+CHUNKS = pa.schema(_CHUNK_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A finished unit: two Arrow files and what was counted on the way. Its rejects stay on disk, in the ledger under ``key``."""
+    """A finished unit: two Arrow files and what was counted on the way. Its rejects stay on disk, in the
+    ledger under ``key``.
+    """
 
     key: str
     documents: Path
@@ -81,7 +83,9 @@ class Piece:
 
 
 def units_of(files: Iterable[SourceFile], options: SourceOptions) -> Iterator[Unit]:
-    """Cut files into ranges and group these, in order, into units of about UNIT_BYTES of input as it lies on disk."""
+    """Cut files into ranges and group these, in order, into units of about UNIT_BYTES of input as it lies on
+    disk.
+    """
     group: list[SourceRange] = []
     size = 0.0
     for file in files:
@@ -103,7 +107,9 @@ class ContentHashes:
         self._known: dict[str, str] = {}
 
     def of(self, file: SourceFile) -> str:
-        """Hex digest of the file's bytes; a file that cannot be read hashes as its error, for the reader will reject it."""
+        """Hex digest of the file's bytes; a file that cannot be read hashes as its error, for the reader will
+        reject it.
+        """
         if file.path not in self._known:
             try:
                 with open(file.path, "rb") as stream:
@@ -125,13 +131,17 @@ def make_piece(
 ) -> Piece:
     """Read and cut one unit, or find it finished. ``shaped_by`` names the tokenizer and chunk options.
 
-    ``on_reject`` hears of each reject when it is met and may stop the build. Raises OSError when the disk does not take it.
+    ``on_reject`` hears of each reject when it is met and may stop the build. Raises OSError when the disk
+    does not take it.
     """
     key = piece_key(
         "chunks",
         {
             "version": PIECE_VERSION,
-            "ranges": [[r.file.name, r.file.format, r.file.compression, r.start, r.end, hashes.of(r.file)] for r in unit.ranges],
+            "ranges": [
+                [r.file.name, r.file.format, r.file.compression, r.start, r.end, hashes.of(r.file)]
+                for r in unit.ranges
+            ],
             "sources": asdict(options),
             **shaped_by,
         },
@@ -158,7 +168,7 @@ def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
         documents, chunks = pa.ipc.open_file(left), pa.ipc.open_file(right)
         for number in range(documents.num_record_batches):
             rows = documents.get_batch(number).to_pylist()
-            cut = chunks.get_batch(number)
+            cut: Any = chunks.get_batch(number)
             texts, titles = cut.column("text").to_pylist(), cut.column("title").to_pylist()
             starts, ends = cut.column("start").to_pylist(), cut.column("end").to_pylist()
             ids, id_ends = _list_parts(cut.column("token_ids"))
@@ -170,7 +180,14 @@ def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
                 for i in range(at, at + document.chunks):
                     lo, hi = id_ends[i], id_ends[i + 1]
                     found.append(
-                        Chunk(texts[i], starts[i], ends[i], titles[i], tuple(ids[lo:hi]), tuple(token_ends[lo:hi]))
+                        Chunk(
+                            texts[i],
+                            starts[i],
+                            ends[i],
+                            titles[i],
+                            tuple(ids[lo:hi]),
+                            tuple(token_ends[lo:hi]),
+                        )
                     )
                 at += document.chunks
                 yield document, found
@@ -251,9 +268,9 @@ def _document_batch(batch: Sequence[tuple[DocumentRow, list[Chunk]]]) -> pa.Reco
 def _chunk_batch(chunks: Sequence[Chunk]) -> pa.RecordBatch:
     bounds = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum([len(c.token_ids) for c in chunks], out=bounds[1:])
-    offsets = pa.array(bounds)
-    ids = np.fromiter(chain.from_iterable(c.token_ids for c in chunks), np.uint32, bounds[-1])
-    ends = np.fromiter(chain.from_iterable(c.token_ends for c in chunks), np.uint16, bounds[-1])
+    offsets: Any = pa.array(bounds)
+    ids: Any = np.fromiter(chain.from_iterable(c.token_ids for c in chunks), np.uint32, bounds[-1])
+    ends: Any = np.fromiter(chain.from_iterable(c.token_ends for c in chunks), np.uint16, bounds[-1])
     return pa.RecordBatch.from_arrays(
         [
             pa.array([c.text for c in chunks], pa.string()),

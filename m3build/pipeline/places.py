@@ -1,7 +1,9 @@
-"""Where each distinct reference first stands in the bank being built: id → (shard, row), on disk, so that memory does not grow with the corpus.
+"""Where each distinct reference first stands in the bank being built: id → (shard, row), on disk, so that
+memory does not grow with the corpus.
 
-SQLite (standard library) keeps the ids ordered, which gives two things at once: look-ups while shards are encoded, and uniform samples, since ids are
-SHA-256 hashes: the k smallest are a draw that depends on the set of references alone, not on their order.
+SQLite (standard library) keeps the ids ordered, which gives two things at once: look-ups while shards are
+encoded, and uniform samples, since ids are SHA-256 hashes: the k smallest are a draw that depends on the set
+of references alone, not on their order.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class Places:
         # Scratch data: a crash only costs the work of filling it again, so no journal and no syncing.
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
-            "CREATE TABLE places (id BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;"
+            "CREATE TABLE places (id BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL) "
+            "WITHOUT ROWID;"
         )
 
     def add(self, shard: int, ids: Iterable[bytes]) -> int:
@@ -28,14 +31,17 @@ class Places:
         before = self._db.total_changes
         self._db.execute("BEGIN")
         self._db.executemany(
-            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)", ((key, shard, row) for row, key in enumerate(ids))
+            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)",
+            ((key, shard, row) for row, key in enumerate(ids)),
         )
         self._db.execute("COMMIT")
         return self._db.total_changes - before
 
     def first(self, key: bytes) -> tuple[int, int] | None:
         """Shard and row where ``key`` first stands, or None."""
-        found: tuple[int, int] | None = self._db.execute("SELECT shard, row FROM places WHERE id = ?", (key,)).fetchone()
+        found: tuple[int, int] | None = self._db.execute(
+            "SELECT shard, row FROM places WHERE id = ?", (key,)
+        ).fetchone()
         return found
 
     def smallest(self, count: int, skip: int = 0) -> list[tuple[bytes, int, int]]:

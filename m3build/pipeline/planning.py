@@ -1,6 +1,8 @@
-"""``compile --plan``: what a build would cost, from the model's config, a sample of the corpus, and a few real chunks encoded on this machine.
+"""``compile --plan``: what a build would cost, from the model's config, a sample of the corpus, and a few
+real chunks encoded on this machine.
 
-Nothing is written. A model directory that holds only a config is enough for sizes and FLOPs; then no time is told, since nothing can be measured.
+Nothing is written. A model directory that holds only a config is enough for sizes and FLOPs; then no time is
+told, since nothing can be measured.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m3build.chunking import ChunkOptions, Chunker
+from m3build.chunking import Chunker, ChunkOptions
 from m3build.codec.presets import resolve_codec
 from m3build.codec.rows import Scope, codebook_count
 from m3build.config import CompileOptions, RunOptions, Settings, resolve
@@ -45,7 +47,9 @@ INDEX_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a build would cost. Bytes and FLOPs are for all ``references`` unless they say "each"; seconds are None where nothing was measured."""
+    """What a build would cost. Bytes and FLOPs are for all ``references`` unless they say "each"; seconds are
+    None where nothing was measured.
+    """
 
     references: int
     counted: bool
@@ -86,7 +90,8 @@ def plan_build(
 ) -> Plan:
     """Plan a build of ``sources``, or of ``references`` references whatever their text.
 
-    Raises UsageError without sources and without a number of references, and what ``compile`` raises for a model or option that cannot be used.
+    Raises UsageError without sources and without a number of references, and what ``compile`` raises for a
+    model or option that cannot be used.
     """
     listener = progress or Silent()
     old = read_manifest(bank) if bank is not None and is_bank(bank) and list_versions(bank) else None
@@ -125,7 +130,10 @@ def plan_build(
     return Plan(
         references=count,
         counted=counted,
-        shards=(-(-count // (MAXIMUM_OVER_MINIMUM * settings.shard_chunks)), -(-count // settings.shard_chunks)),
+        shards=(
+            -(-count // (MAXIMUM_OVER_MINIMUM * settings.shard_chunks)),
+            -(-count // settings.shard_chunks),
+        ),
         model=facts.name,
         memory_layers=shape.memory_layers,
         codec=str(codec.spec),
@@ -159,7 +167,11 @@ def _load_if_there(settings: Settings, run: RunOptions, request: ShapeRequest) -
     if directory.is_dir() and not any(directory.glob(WEIGHTS)):
         return None
     return load_model(
-        settings.model, request, device=run.device, dtype=settings.dtype, trust_remote_code=run.trust_remote_code
+        settings.model,
+        request,
+        device=run.device,
+        dtype=settings.dtype,
+        trust_remote_code=run.trust_remote_code,
     )
 
 
@@ -185,10 +197,16 @@ def _sample(sources: Sequence[str], settings: Settings, model: LoadedModel, prog
             chunks.extend(found[:: max(1, len(found) // 4)] if len(chunks) < 8 * TIMED_REFERENCES else [])
             stage.advance(len(found))
     if not count:
-        raise InputError(f"nothing to compile in the part of the sources that was looked at ({len(chosen)} ranges)")
+        raise InputError(
+            f"nothing to compile in the part of the sources that was looked at ({len(chosen)} ranges)"
+        )
     share = len(ranges) / len(chosen)
     return _Sampled(
-        round(count * share), round(text_bytes * share), (time.perf_counter() - began) * share, step == 1, tuple(chunks)
+        round(count * share),
+        round(text_bytes * share),
+        (time.perf_counter() - began) * share,
+        step == 1,
+        tuple(chunks),
     )
 
 
@@ -229,4 +247,3 @@ def _seconds(
         "encode": encode * count,
         "embed": embed * count,
     }
-

@@ -24,8 +24,9 @@ class StageTime:
 class CompileResult:
     """The outcome of ``compile``: the version that is current now, and what the build did for it.
 
-    ``changed`` is false when sources and options gave the version that was there already. ``encoded`` references went through the model, ``reused``
-    ones were copied from the bank, ``repeated`` ones from an earlier shard of this build. ``rejects`` holds the first few.
+    ``changed`` is false when sources and options gave the version that was there already. ``encoded``
+    references went through the model, ``reused`` ones were copied from the bank, ``repeated`` ones from an
+    earlier shard of this build. ``rejects`` holds the first few.
     """
 
     bank: str
@@ -56,10 +57,12 @@ class CompileResult:
             "repeated": self.repeated,
             "seconds": round(self.seconds, 3),
             "stages": [
-                {"name": s.name, "seconds": round(s.seconds, 3), "done": s.done, "unit": s.unit} for s in self.stages
+                {"name": s.name, "seconds": round(s.seconds, 3), "done": s.done, "unit": s.unit}
+                for s in self.stages
             ],
             "rejects": [
-                {"source": r.source, "where": r.where, "reason": r.reason, "kind": r.kind} for r in self.rejects
+                {"source": r.source, "where": r.where, "reason": r.reason, "kind": r.kind}
+                for r in self.rejects
             ],
             "notes": list(self.notes),
             "info": describe(self.manifest),

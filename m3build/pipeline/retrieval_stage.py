@@ -39,7 +39,8 @@ def prepare_retrieval(
     data: DataDirectory,
     progress: Progress,
 ) -> PreparedRetrieval:
-    """The bank's own embedder and index state, those of ``--embedder-from``, or new ones fitted on this corpus.
+    """The bank's own embedder and index state, those of ``--embedder-from``, or new ones fitted on this
+    corpus.
 
     Both are kept together: coarse centroids belong to one embedder's vectors.
     """
@@ -60,12 +61,16 @@ def prepare_retrieval(
 
 
 def _embedder_of(arrays: Arrays, name: str, bank: Path) -> Embedder:
-    """The embedder that wrote ``arrays``: by the name that was asked for where there is one, since a bank keeps no path of a model."""
+    """The embedder that wrote ``arrays``: by the name that was asked for where there is one, since a bank
+    keeps no path of a model.
+    """
     if name == LEXICAL:
         return load_embedder(arrays)
     embedder = make_embedder(name)
     if not embedder.fits(arrays):
-        raise MismatchError(f"{bank} was embedded by another embedder than {name}: its vectors cannot be compared")
+        raise MismatchError(
+            f"{bank} was embedded by another embedder than {name}: its vectors cannot be compared"
+        )
     return embedder
 
 

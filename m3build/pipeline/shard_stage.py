@@ -1,4 +1,6 @@
-"""Second stage: pieces become shards. Texts, spans and documents are written for good; token ids go to scratch files for the encoder."""
+"""Second stage: pieces become shards. Texts, spans and documents are written for good; token ids go to
+scratch files for the encoder.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from m3build_formats.shard_tables import ChunkRow, DocumentRow, Occurrence, writ
 
 @dataclass(frozen=True, slots=True)
 class StagedShard:
-    """A shard whose texts are written: ``number`` counts from 0 in canonical order; token ids of row i are ``ids[bounds[i]:bounds[i+1]]``."""
+    """A shard whose texts are written: ``number`` counts from 0 in canonical order; token ids of row i are
+    ``ids[bounds[i]:bounds[i+1]]``.
+    """
 
     number: int
     rows: int
@@ -71,7 +75,8 @@ def shard_corpus(
 ) -> ShardedCorpus:
     """Cut ``documents`` (canonical order) into shards and write each one's documents and chunks.
 
-    ``near_duplicate(id, text)`` says which chunks to leave out. A document whose id was given before becomes a reject.
+    ``near_duplicate(id, text)`` says which chunks to leave out. A document whose id was given before becomes
+    a reject.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     places = Places(scratch / "places.sqlite")

@@ -1,8 +1,9 @@
 """Cuts the stream of documents into shards by content, and folds equal texts of a shard into one row.
 
-Documents come in canonical order. A shard may close only where a document begins, once it has its minimum of chunks: at the first document whose id hash
-falls below its chunk count over that minimum, so that boundaries lie about one minimum apart whether documents are long or short; or anywhere
-at its maximum. Where a shard ends thus depends on nearby documents alone, and an edit moves the boundaries only up to the next common one.
+Documents come in canonical order. A shard may close only where a document begins, once it has its minimum of
+chunks: at the first document whose id hash falls below its chunk count over that minimum, so that boundaries
+lie about one minimum apart whether documents are long or short; or anywhere at its maximum. Where a shard
+ends thus depends on nearby documents alone, and an edit moves the boundaries only up to the next common one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MAXIMUM_OVER_MINIMUM = 4
 
 @dataclass(slots=True)
 class Row:
-    """One distinct reference of a shard and where it occurs: (row of the document in the shard, start, end)."""
+    """One distinct reference of a shard and where it occurs: (row of the document in the shard, start, "
+    "end)."""
 
     id: bytes
     chunk: Chunk
@@ -47,7 +49,8 @@ def cut_shards(
 ) -> Iterator[Shard]:
     """Shards of ``minimum`` to ``MAXIMUM_OVER_MINIMUM * minimum`` rows (the last may be smaller).
 
-    ``leave_out(id, reference text)`` may drop a chunk that is not yet in the shard (a near-duplicate); it is asked in canonical order.
+    ``leave_out(id, reference text)`` may drop a chunk that is not yet in the shard (a near-duplicate); it is
+    asked in canonical order.
     """
     maximum = minimum * MAXIMUM_OVER_MINIMUM
     shard = Shard()

@@ -1,4 +1,6 @@
-"""Embeddings and index parts: fit or take over the embedder, embed every shard, build its part of the index, measure recall."""
+"""Embeddings and index parts: fit or take over the embedder, embed every shard, build its part of the index,
+measure recall.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3build.embed import Embedder
-from m3build.index import IndexState, PartedIndex, build_part, choose_spec, measure_recall, open_part, sample_size, train
+from m3build.index import (
+    IndexState,
+    PartedIndex,
+    build_part,
+    choose_spec,
+    measure_recall,
+    open_part,
+    sample_size,
+    train,
+)
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.places import Places
 from m3build.pipeline.shard_stage import StagedShard
@@ -23,17 +34,21 @@ from m3build_formats.data_directory import DataDirectory
 from m3build_formats.manifest import FileEntry
 from m3build_formats.shard_tables import write_embeddings, write_index
 
-# Document frequencies are counted on at most this many references, drawn by hash: beyond it they hardly change, and the cost stays bounded.
+# Document frequencies are counted on at most this many references, drawn by hash: beyond it they hardly
+# change, and the cost stays bounded.
 FIT_REFERENCES = 1 << 17
 QUERY_REFERENCES = 256
 QUERY_WORDS = 12
 RECALL_AT = 10
-# Recall is measured on at most this many parts, evenly spaced: exact search of a large bank costs as much as embedding it.
+# Recall is measured on at most this many parts, evenly spaced: exact search of a large bank costs as much as
+# embedding it.
 RECALL_VECTORS = 1 << 17
 
 
 def sample_texts(places: Places, shards: Sequence[StagedShard], data: Path, count: int) -> Iterator[str]:
-    """The texts of ``count`` references drawn uniformly by hash, grouped by shard, in an order that depends on the corpus alone."""
+    """The texts of ``count`` references drawn uniformly by hash, grouped by shard, in an order that depends
+    on the corpus alone.
+    """
     chosen: dict[int, list[int]] = {}
     for _, shard, row in places.smallest(count):
         chosen.setdefault(shard, []).append(row)
@@ -42,7 +57,9 @@ def sample_texts(places: Places, shards: Sequence[StagedShard], data: Path, coun
 
 
 def pieces_of(texts: Iterable[str]) -> list[str]:
-    """A run of words from the middle of each text: queries that resemble questions more than whole references do."""
+    """A run of words from the middle of each text: queries that resemble questions more than whole references
+    do.
+    """
     found = []
     for text in texts:
         words = text.split()
@@ -58,7 +75,8 @@ def pieces_of(texts: Iterable[str]) -> list[str]:
 def train_index(
     spec: str, vectors: int, embedder: Embedder, places: Places, shards: Sequence[StagedShard], data: Path
 ) -> IndexState:
-    """The shared part of the index: coarse centroids where it has any, trained on references drawn by hash."""
+    """The shared part of the index: coarse centroids where it has any, trained on references drawn by "
+    "hash."""
     wanted = sample_size(choose_spec(spec, vectors))
     texts = list(sample_texts(places, shards, data, wanted)) if wanted else []
     blocks = [embedder.embed(texts[lo : lo + 512]) for lo in range(0, len(texts), 512)]
@@ -76,7 +94,9 @@ class ShardVectors:
 
 
 class VectorWriter:
-    """Embeds shards and builds their index parts; finds again what an earlier, stopped build or the bank's current version has."""
+    """Embeds shards and builds their index parts; finds again what an earlier, stopped build or the bank's
+    current version has.
+    """
 
     def __init__(
         self,
@@ -105,7 +125,8 @@ class VectorWriter:
         part = build_part(self._state, embedding_blocks(self._data.path, embeddings))
         made = ShardVectors(embeddings, write_index(self._data, part))
         self._ledger.put(
-            key, {"embeddings": json.dumps(made.embeddings.to_json()), "index": json.dumps(made.index.to_json())}
+            key,
+            {"embeddings": json.dumps(made.embeddings.to_json()), "index": json.dumps(made.index.to_json())},
         )
         return made
 
@@ -119,7 +140,8 @@ class VectorWriter:
         if done is None:
             return None
         return ShardVectors(
-            FileEntry.from_json(json.loads(done["embeddings"])), FileEntry.from_json(json.loads(done["index"]))
+            FileEntry.from_json(json.loads(done["embeddings"])),
+            FileEntry.from_json(json.loads(done["index"])),
         )
 
 
@@ -130,15 +152,21 @@ def index_recall(
     places: Places,
     data: Path,
 ) -> float:
-    """Recall at 10 of the index against exact search, for pieces of references drawn by hash, on as much of the bank as RECALL_VECTORS allows."""
+    """Recall at 10 of the index against exact search, for pieces of references drawn by hash, on as much of
+    the bank as RECALL_VECTORS allows.
+    """
     rows = sum(shard.rows for shard, _ in written)
     step = max(1, -(-rows // RECALL_VECTORS))
     chosen = written[::step]
     shards = [shard for shard, _ in written]
-    queries = embedder.embed_queries(pieces_of(islice(sample_texts(places, shards, data, QUERY_REFERENCES), QUERY_REFERENCES)))
+    queries = embedder.embed_queries(
+        pieces_of(islice(sample_texts(places, shards, data, QUERY_REFERENCES), QUERY_REFERENCES))
+    )
 
     def opener(shard: StagedShard, vectors: ShardVectors) -> Callable[[], Any]:
         return lambda: open_part(state, memoryview((data / vectors.index.name).read_bytes()), shard.rows)
 
     index = PartedIndex(state, [opener(shard, vectors) for shard, vectors in chosen])
-    return measure_recall(index, [embedding_blocks(data, v.embeddings) for _, v in chosen], queries, RECALL_AT)
+    return measure_recall(
+        index, [embedding_blocks(data, v.embeddings) for _, v in chosen], queries, RECALL_AT
+    )

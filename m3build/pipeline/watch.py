@@ -1,4 +1,6 @@
-"""Passes progress on and keeps what a build has to report at its end: time and amount by stage, and every note."""
+"""Passes progress on and keeps what a build has to report at its end: time and amount by stage, and every
+note.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,15 @@
-"""Reads back data files that this build has written or found in the bank's current version, a few rows at a time.
+"""Reads back data files that this build has written or found in the bank's current version, a few rows at a
+time.
 
-Inside a build there is no manifest yet whose digests could be checked; the files were hashed as they were written, or are checked by the
-caller before anything is reused.
+Inside a build there is no manifest yet whose digests could be checked; the files were hashed as they were
+written, or are checked by the caller before anything is reused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ def reference_texts(data: Path, entry: FileEntry) -> Iterator[list[str]]:
     with pa.memory_map(str(data / entry.name)) as source:
         file = pa.ipc.open_file(source)
         for number in range(file.num_record_batches):
-            batch = file.get_batch(number)
+            batch: Any = file.get_batch(number)
             titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
             yield [reference_text(title, text) for title, text in zip(titles, texts, strict=True)]
 
@@ -35,7 +37,7 @@ def texts_of_rows(data: Path, entry: FileEntry, rows: Sequence[int]) -> list[str
         each = entry.batches.rows if entry.batches else 1
         found = []
         for row in rows:
-            batch = file.get_batch(row // each)
+            batch: Any = file.get_batch(row // each)
             at = row % each
             found.append(reference_text(batch.column("title")[at].as_py(), batch.column("text")[at].as_py()))
         return found
@@ -46,10 +48,11 @@ def memory_rows(data: Path, entry: FileEntry, rows: NDArray[np.int64]) -> NDArra
     with pa.memory_map(str(data / entry.name)) as source:
         file = pa.ipc.open_file(source)
         each = entry.batches.rows if entry.batches else 1
-        width = file.schema.field(0).type.byte_width
+        kind: Any = file.schema.field(0).type
+        width: int = kind.byte_width
         found = np.empty((len(rows), width), np.uint8)
         for number in np.unique(rows // each):
-            column = file.get_batch(int(number)).column(0)
+            column: Any = file.get_batch(int(number)).column(0)
             whole = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)
             here = rows // each == number
             found[here] = whole[rows[here] % each]
@@ -60,7 +63,8 @@ def embedding_blocks(data: Path, entry: FileEntry) -> Iterator[NDArray[np.float1
     """The vectors of an embeddings file in row order, float16 (n, dim), a record batch at a time."""
     with pa.memory_map(str(data / entry.name)) as source:
         file = pa.ipc.open_file(source)
-        dim = file.schema.field(0).type.list_size
+        kind: Any = file.schema.field(0).type
+        dim: int = kind.list_size
         for number in range(file.num_record_batches):
-            values = file.get_batch(number).column(0).flatten()
-            yield values.to_numpy(zero_copy_only=False).reshape(-1, dim)
+            column: Any = file.get_batch(number).column(0)
+            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)

@@ -1,14 +1,18 @@
-"""Tokens per second of the encode stage, of the bare forward pass under it, and of the plain way, side by side in one run.
+"""Tokens per second of the encode stage, of the bare forward pass under it, and of the plain way, side by
+side in one run.
 
-    python tests/benchmarks/encode_stage.py                 # a random Llama of over 100M parameters, codec memory3
-    python tests/benchmarks/encode_stage.py --small         # a small model, codec auto
+    python tests/benchmarks/encode_stage.py          # a random Llama of over 100M parameters, codec memory3
+    python tests/benchmarks/encode_stage.py --small  # a small model, codec auto
 
-- encode stage: what ``compile`` runs: forward to the deepest memory layer, selection, quantizing, rows as they are stored.
-- bare forward: the same layers, complete, on the same padded batches in the same number type, and nothing else; run both with all threads on
-  one batch and with one thread a batch, the faster counts.
-- plain way: all layers in float32 with ``output_attentions=True``, kept tokens from those weights, FAISS's ``sa_encode``.
+- encode stage: what ``compile`` runs: forward to the deepest memory layer, selection, quantizing, rows as
+  they are stored.
+- bare forward: the same layers, complete, on the same padded batches in the same number type, and nothing
+  else; run both with all threads on one batch and with one thread a batch, the faster counts.
+- plain way: all layers in float32 with ``output_attentions=True``, kept tokens from those weights, FAISS's
+  ``sa_encode``.
 
-The three take turns, so that a machine that slows down slows all of them; the ratio of each round is printed and the median of the rounds.
+The three take turns, so that a machine that slows down slows all of them; the ratio of each round is printed
+and the median of the rounds.
 """
 
 from __future__ import annotations
@@ -55,7 +59,8 @@ SMALL = {
 
 
 def make_model(shape: dict[str, int], directory: Path) -> LoadedModel:
-    """A Llama with random weights, loaded as ``compile`` loads it: memory layers only, bfloat16 where native."""
+    """A Llama with random weights, loaded as ``compile`` loads it: memory layers only, bfloat16 where "
+    "native."""
     from models import tiny_config, tiny_tokenizer
     from transformers import AutoModelForCausalLM
 
@@ -68,7 +73,9 @@ def make_model(shape: dict[str, int], directory: Path) -> LoadedModel:
 
 
 def make_codec(model: LoadedModel, text: str, training: int) -> tuple[Codec, Any]:
-    """A codec trained on memories of ``training`` random references, and FAISS's own index with the same parameters."""
+    """A codec trained on memories of ``training`` random references, and FAISS's own index with the same
+    parameters.
+    """
     shape = model.shape
     encoder = ReferenceEncoder(model)
     references = random_references(training, model.facts.vocab_size, seed=1)
@@ -109,11 +116,10 @@ def padded_batches(model: LoadedModel, references: list[list[int]], batch_tokens
     by_length: dict[int, list[list[int]]] = {}
     for tokens in references:
         by_length.setdefault(padded_length(len(tokens), len(bos)), []).append(bos + tokens)
-    batches = []
+    batches: list[torch.Tensor] = []
     for length, rows in sorted(by_length.items()):
-        step = max(1, batch_tokens // length)
-        for lo in range(0, len(rows), step):
-            batches.append(torch.tensor([row + [0] * (length - len(row)) for row in rows[lo : lo + step]]))
+        padded = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        batches.extend(padded.split(max(1, batch_tokens // length)))
     return batches
 
 
@@ -154,7 +160,9 @@ def plain_way(directory: Path, model: LoadedModel, index: Any) -> Callable[[list
     """All layers, float32, attention weights put out, FAISS's encoder."""
     from transformers import AutoModelForCausalLM
 
-    full = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    full = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     shape = model.shape
     bos = len(model.reference_bos_ids)
     group = shape.query_heads // shape.kv_heads
@@ -166,8 +174,14 @@ def plain_way(directory: Path, model: LoadedModel, index: Any) -> Callable[[list
             for layer in shape.memory_layers:
                 weights = out.attentions[layer][:, :, bos:, bos:].sum(2)
                 received = weights.unflatten(1, (shape.kv_heads, group)).sum(2)
-                kept = received.topk(min(shape.sparse_tokens, received.shape[-1]), -1).indices.sort(-1).values + bos
-                for stored in (out.past_key_values.layers[layer].keys, out.past_key_values.layers[layer].values):
+                kept = (
+                    received.topk(min(shape.sparse_tokens, received.shape[-1]), -1).indices.sort(-1).values
+                    + bos
+                )
+                for stored in (
+                    out.past_key_values.layers[layer].keys,
+                    out.past_key_values.layers[layer].values,
+                ):
                     vectors = stored.gather(2, kept[..., None].expand(-1, -1, -1, shape.head_dim))
                     if index is not None:
                         index.sa_encode(np.ascontiguousarray(vectors.reshape(-1, shape.head_dim).numpy()))
@@ -177,7 +191,9 @@ def plain_way(directory: Path, model: LoadedModel, index: Any) -> Callable[[list
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", action="store_true", help="a small model with --codec auto")
     parser.add_argument("--references", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
@@ -188,14 +204,19 @@ def main() -> None:
         directory = Path(place)
         model = make_model(SMALL if arguments.small else LARGE, directory)
         codec, index = make_codec(model, "auto" if arguments.small else "memory3", arguments.training)
-        print(f"codec {codec.spec}; {str(model.dtype).removeprefix('torch.')}; layers {model.shape.memory_layers}; {threads} threads")
+        print(
+            f"codec {codec.spec}; {str(model.dtype).removeprefix('torch.')}; layers "
+            f"{model.shape.memory_layers}; {threads} threads"
+        )
         references = random_references(arguments.references, model.facts.vocab_size, seed=2)
         few = references[: max(16, len(references) // 16)]
         tokens = sum(map(len, references))
         ways: dict[str, Callable[[list[list[int]]], None]] = {
             "encode stage": encode_stage(PreparedCodec(codec, None, {}), model)
         }
-        ways["bare forward, batches one by one"], ways["bare forward, one thread a batch"] = bare_forward(model, threads)
+        ways["bare forward, batches one by one"], ways["bare forward, one thread a batch"] = bare_forward(
+            model, threads
+        )
         ways["plain way"] = plain_way(directory, model, index)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for name, way in ways.items():
@@ -207,11 +228,17 @@ def main() -> None:
                 way(given)
                 rates[name].append(sum(map(len, given)) / (time.perf_counter() - began))
     for name, found in rates.items():
-        print(f"{name:<34} {statistics.median(found):>12,.0f} tokens/s   ({min(found):,.0f} to {max(found):,.0f})")
+        print(
+            f"{name:<34} {statistics.median(found):>12,.0f} tokens/s   ({min(found):,.0f} to "
+            f"{max(found):,.0f})"
+        )
     best = [max(pair) for pair in zip(*list(rates.values())[1:3], strict=True)]
     ratios = [stage / bare for stage, bare in zip(rates["encode stage"], best, strict=True)]
     gains = [stage / plain for stage, plain in zip(rates["encode stage"], rates["plain way"], strict=True)]
-    print(f"encode stage / bare forward: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {tokens:,} tokens a round")
+    print(
+        f"encode stage / bare forward: {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+        f"{max(ratios):.2f}), {tokens:,} tokens a round"
+    )
     print(f"encode stage / plain way:    {statistics.median(gains):.1f}")
 
 

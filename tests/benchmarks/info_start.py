@@ -28,7 +28,9 @@ def main() -> None:
     for _ in range(15):
         empty.append(seconds([sys.executable, "-c", "pass"]))
         info.append(seconds([sys.executable, "-m", "m3build_cli.main", "info", sys.argv[1], "--json"]))
-    print(f"empty Python start {statistics.median(empty):.3f} s, m3build info {statistics.median(info):.3f} s")
+    print(
+        f"empty Python start {statistics.median(empty):.3f} s, m3build info {statistics.median(info):.3f} s"
+    )
     print(f"difference {statistics.median(info) - statistics.median(empty):.3f} s")
 
 

@@ -3,8 +3,9 @@
     python tests/benchmarks/memory_growth.py                          # 100 MB and 1 GB of text
     python tests/benchmarks/memory_growth.py --megabytes 4 16 --shard-chunks 256
 
-The base is the peak of a build of a few kilobytes: interpreter, libraries, model. Above it, the larger corpus may need at most 5 % more than the
-smaller one. Peaks are those of the whole process, as the operating system accounts them.
+The base is the peak of a build of a few kilobytes: interpreter, libraries, model. Above it, the larger corpus
+may need at most 5 % more than the smaller one. Peaks are those of the whole process, as the operating system
+accounts them.
 """
 
 from __future__ import annotations
@@ -27,9 +28,27 @@ DOCUMENT_CHARACTERS = 20_000
 
 
 def write_corpus(path: Path, size: int) -> None:
-    """JSON lines of ``size`` bytes of text; no two chunks are equal, for every sentence carries a number of its own."""
+    """JSON lines of ``size`` bytes of text; no two chunks are equal, for every sentence carries a number of
+    its own.
+    """
     rng = random.Random(size)
-    syllables = ["ta", "mo", "ri", "ken", "sol", "ve", "nu", "pa", "lin", "dor", "ba", "shi", "gre", "un", "ex"]
+    syllables = [
+        "ta",
+        "mo",
+        "ri",
+        "ken",
+        "sol",
+        "ve",
+        "nu",
+        "pa",
+        "lin",
+        "dor",
+        "ba",
+        "shi",
+        "gre",
+        "un",
+        "ex",
+    ]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(WORDS)]
     written = number = 0
     with path.open("w", encoding="utf-8") as file:
@@ -67,15 +86,38 @@ def write_model(directory: Path, corpus: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(directory)
     torch.manual_seed(0)
-    config = tiny_config("llama", vocab_size=8192, num_hidden_layers=1, hidden_size=32, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=16)
+    config = tiny_config(
+        "llama",
+        vocab_size=8192,
+        num_hidden_layers=1,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
 
 
-def peak_of_build(source: Path, bank: Path, model: Path, shard_chunks: int | None, log: Path) -> tuple[int, float]:
+def peak_of_build(
+    source: Path, bank: Path, model: Path, shard_chunks: int | None, log: Path
+) -> tuple[int, float]:
     """Peak resident bytes and seconds of ``m3build compile`` in a process of its own."""
-    command = [sys.executable, "-m", "m3build_cli.main", "compile", str(source), "-o", str(bank), "--model", str(model),
-               "--sparse-tokens", "2", "--progress", "lines", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "m3build_cli.main",
+        "compile",
+        str(source),
+        "-o",
+        str(bank),
+        "--model",
+        str(model),
+        "--sparse-tokens",
+        "2",
+        "--progress",
+        "lines",
+        "--json",
+    ]
     if shard_chunks:
         command += ["--shard-chunks", str(shard_chunks)]
     began = time.perf_counter()
@@ -84,7 +126,9 @@ def peak_of_build(source: Path, bank: Path, model: Path, shard_chunks: int | Non
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"compile ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}")
+        raise SystemExit(
+            f"compile ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}"
+        )
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), time.perf_counter() - began
 
 
@@ -101,15 +145,23 @@ def measure(sizes: list[int], shard_chunks: int | None, place: Path) -> tuple[in
     for size in sizes:
         source = place / f"{size}.jsonl"
         write_corpus(source, size)
-        peak, seconds = peak_of_build(source, place / f"{size}-bank", model, shard_chunks, place / f"{size}.log")
+        peak, seconds = peak_of_build(
+            source, place / f"{size}-bank", model, shard_chunks, place / f"{size}.log"
+        )
         above.append(peak - base)
-        print(f"{size / 1e6:,.0f} MB of text: peak {peak / 1e6:,.0f} MB, {(peak - base) / 1e6:,.0f} MB above the base, {seconds:,.0f} s", flush=True)
+        print(
+            f"{size / 1e6:,.0f} MB of text: peak {peak / 1e6:,.0f} MB, {(peak - base) / 1e6:,.0f} MB "
+            f"above the base, {seconds:,.0f} s",
+            flush=True,
+        )
     return base, above
 
 
 def main() -> None:
     """Measure, print, and fail if memory grows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=float, nargs=2, default=[100, 1000])
     parser.add_argument("--shard-chunks", type=int)
     parser.add_argument("--directory", type=Path, help="where to work; a temporary directory otherwise")

@@ -46,10 +46,21 @@ def test_compile_prints_a_summary_and_json_on_standard_output_only(
     assert "up to date" in capsys.readouterr().out
 
 
-def test_info_prints_the_facts_that_the_design_promises(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_the_facts_that_the_design_promises(
+    bank: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert end_of("info", str(bank), "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    for key in ("format_version", "version", "documents", "chunks", "tokens", "duplicates", "rejects", "shards"):
+    for key in (
+        "format_version",
+        "version",
+        "documents",
+        "chunks",
+        "tokens",
+        "duplicates",
+        "rejects",
+        "shards",
+    ):
         assert isinstance(facts[key], int), key
     assert set(facts["bytes"]) >= {"text", "memories", "codec", "embeddings", "index", "total"}
     on_disk = sum(path.stat().st_size for path in (bank / "data").iterdir())
@@ -70,7 +81,17 @@ def test_info_prints_the_facts_that_the_design_promises(bank: Path, capsys: pyte
 def test_search_finds_the_chunk_that_says_it_and_show_shows_it(
     bank: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert end_of("search", str(bank), "a flipped bit is found before anything parses the block", "-k", "2", "--json") == 0
+    assert (
+        end_of(
+            "search",
+            str(bank),
+            "a flipped bit is found before anything parses the block",
+            "-k",
+            "2",
+            "--json",
+        )
+        == 0
+    )
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert len(hits) == 2
     assert "flipped bit" in hits[0]["text"]
@@ -120,7 +141,10 @@ def test_verify_names_the_bad_file_and_ends_with_5(
     tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "bank"
-    assert end_of("compile", str(CORPUS), "-o", str(place), "--model", str(tiny_llama), "--progress", "none") == 0
+    assert (
+        end_of("compile", str(CORPUS), "-o", str(place), "--model", str(tiny_llama), "--progress", "none")
+        == 0
+    )
     entry = read_manifest(place).shards[0].memories
     assert entry is not None
     path = place / "data" / entry.name
@@ -170,7 +194,18 @@ def test_a_plan_prints_the_papers_figures_for_the_papers_shape(
         head_dim=80,
     ).save_pretrained(tmp_path / "memory3-2b")
     model = str(tmp_path / "memory3-2b")
-    arguments = ["compile", "--plan", "--references", "1.12e8", "--model", model, "--codec", "memory3", "--progress", "none"]
+    arguments = [
+        "compile",
+        "--plan",
+        "--references",
+        "1.12e8",
+        "--model",
+        model,
+        "--codec",
+        "memory3",
+        "--progress",
+        "none",
+    ]
     assert end_of(*arguments) == 0
     text = capsys.readouterr().out
     for figure in ("7.17 PiB", "45.9 TiB", "4.02 TiB", "0.308 TFLOP"):
@@ -178,14 +213,32 @@ def test_a_plan_prints_the_papers_figures_for_the_papers_shape(
     assert end_of(*arguments, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["codec"] == "OPQ20_80,Residual2x14,PQ8x10"
-    assert (plan["dense_bytes_each"], plan["sparse_bytes_each"], plan["code_bytes_each"]) == (72_089_600, 450_560, 39_424)
+    assert (plan["dense_bytes_each"], plan["sparse_bytes_each"], plan["code_bytes_each"]) == (
+        72_089_600,
+        450_560,
+        39_424,
+    )
 
 
 def test_a_plan_of_a_real_corpus_writes_nothing_and_comes_close(
     bank: Path, tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "bank"
-    assert end_of("compile", str(CORPUS), "-o", str(place), "--model", str(tiny_llama), "--plan", "--json", "--progress", "none") == 0
+    assert (
+        end_of(
+            "compile",
+            str(CORPUS),
+            "-o",
+            str(place),
+            "--model",
+            str(tiny_llama),
+            "--plan",
+            "--json",
+            "--progress",
+            "none",
+        )
+        == 0
+    )
     plan = json.loads(capsys.readouterr().out)
     assert not place.exists()
     assert plan["references"] == read_manifest(bank).counts["chunks"]

@@ -92,7 +92,9 @@ def test_every_failure_has_its_exit_code_and_no_traceback(
     assert "Traceback" not in printed.err
 
 
-def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_adds_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(**_: object) -> None:
         raise errors.CorruptError("bad bytes")
 

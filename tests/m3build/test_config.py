@@ -28,7 +28,9 @@ def test_options_that_were_not_said_come_from_the_bank() -> None:
 
 
 def test_saying_what_the_bank_has_is_no_difference() -> None:
-    assert resolve(CompileOptions(sparse_tokens="16", keep_fields=("lang",)), BANK, False).sparse_tokens == "16"
+    assert (
+        resolve(CompileOptions(sparse_tokens="16", keep_fields=("lang",)), BANK, False).sparse_tokens == "16"
+    )
 
 
 def test_every_difference_is_named_with_both_values() -> None:
@@ -68,7 +70,12 @@ def test_values_that_cannot_be_meant_are_refused(options: CompileOptions) -> Non
 
 @pytest.mark.parametrize(
     ("text", "limit"),
-    [("0", RejectLimit(0, None)), ("250", RejectLimit(250, None)), ("1%", RejectLimit(None, 0.01)), (" 2.5 % ", RejectLimit(None, 0.025))],
+    [
+        ("0", RejectLimit(0, None)),
+        ("250", RejectLimit(250, None)),
+        ("1%", RejectLimit(None, 0.01)),
+        (" 2.5 % ", RejectLimit(None, 0.025)),
+    ],
 )
 def test_reject_limits_are_counts_or_shares(text: str, limit: RejectLimit) -> None:
     assert parse_reject_limit(text) == limit

@@ -50,7 +50,8 @@ def test_reading_costs_what_the_paper_says() -> None:
 
 
 def test_counted_flops_agree_with_a_count_of_the_real_modules() -> None:
-    """Every linear layer that runs, counted by hooks on a real model, and the two products of each attention."""
+    """Every linear layer that runs, counted by hooks on a real model, and the two products of each "
+    "attention."""
     import torch
     from models import tiny_model
 

@@ -84,6 +84,11 @@ def test_a_references_codes_do_not_depend_on_its_batch(scope, trained, memories)
         parts = [encoder.encode(*(side[at : at + size] for side in drawn)) for at in range(0, 30, size)]
         assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(TorchEncoder(codec, "cpu", torch.bfloat16).encode(*drawn), whole)
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(encoder.encode(*drawn), whole)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("text", ["none", "PQ4x5", "SQ8"])

@@ -1,7 +1,9 @@
-"""Memories as the compiler writes them, against a slow transcription of the paper's formula in float64 that shares no code with it.
+"""Memories as the compiler writes them, against a slow transcription of the paper's formula in float64 that
+shares no code with it.
 
-The transcription (tests/reference) computes the whole forward pass itself from the weight files. Keys, values, scores and kept tokens are compared for
-every tested architecture, with and without grouped queries, for references of many lengths that are padded and batched together.
+The transcription (tests/reference) computes the whole forward pass itself from the weight files. Keys,
+values, scores and kept tokens are compared for every tested architecture, with and without grouped queries,
+for references of many lengths that are padded and batched together.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def assert_memories_follow_the_formula(directory: Path, arch: str, rule: str) ->
                     compared += 1
                 assert not batch.keys[at, number, count:].any()
                 assert not batch.values[at, number, count:].any()
-    # With another order of preference the transcription's own choice is another one, except for the shortest references.
+    # With another order of preference the transcription's own choice is another one, except for the shortest
+    # references.
     assert compared >= (0.2 if rule == "key-norm" else 0.95) * len(given) * len(model.shape.heads)
 
 
@@ -98,10 +101,15 @@ def test_groups_of_query_heads_are_summed_whatever_their_number(
 
 
 def test_a_soft_cap_that_bites_and_local_and_global_layers_take_part(tmp_path: Path) -> None:
-    capped = save_model(tmp_path / "gemma2", "gemma2", attn_logit_softcapping=2.0, query_pre_attn_scalar=4, sliding_window=8)
+    capped = save_model(
+        tmp_path / "gemma2", "gemma2", attn_logit_softcapping=2.0, query_pre_attn_scalar=4, sliding_window=8
+    )
     assert_memories_follow_the_formula(capped, "gemma2", "memory3")
     mixed = save_model(
-        tmp_path / "gemma3", "gemma3", layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8
+        tmp_path / "gemma3",
+        "gemma3",
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=8,
     )
     assert_memories_follow_the_formula(mixed, "gemma3", "observed")
 
@@ -109,11 +117,15 @@ def test_a_soft_cap_that_bites_and_local_and_global_layers_take_part(tmp_path: P
 def test_memories_of_a_trained_model_follow_the_formula(stories260k: Path) -> None:
     request = ShapeRequest(memory_layers=[0, 1, 3])
     model = load_model(str(stories260k), request, device="cpu", dtype="float32")
-    text = "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her friends."
+    text = "Once upon a time there was a little girl named Lily. She loved to play outside with her friends."
     ids = model.tokenizer.encode(text, add_special_tokens=False)
     truth = slow_memory(stories260k, "llama", list(model.reference_bos_ids), ids, [0, 1, 3], 8, "memory3")
     (batch,) = ReferenceEncoder(model).encode([ids])
     for number, (layer, head) in enumerate(model.shape.heads):
         assert batch.positions[0, number].tolist() == truth[layer]["positions"][head].tolist()
-        np.testing.assert_allclose(batch.keys[0, number].numpy(), truth[layer]["keys"][head], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(batch.values[0, number].numpy(), truth[layer]["values"][head], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            batch.keys[0, number].numpy(), truth[layer]["keys"][head], rtol=1e-4, atol=1e-4
+        )
+        np.testing.assert_allclose(
+            batch.values[0, number].numpy(), truth[layer]["values"][head], rtol=1e-4, atol=1e-4
+        )

@@ -19,10 +19,30 @@ from m3build_formats.errors import InputError, MismatchError, UsageError
 from m3build_formats.info import describe
 from m3build_formats.verify import verify
 
-WORDS = (
-    "memory layer head token query key value bank shard index chunk reference model attention "
-    "search text file version write read build codec"
-).split()
+WORDS = [
+    "memory",
+    "layer",
+    "head",
+    "token",
+    "query",
+    "key",
+    "value",
+    "bank",
+    "shard",
+    "index",
+    "chunk",
+    "reference",
+    "model",
+    "attention",
+    "search",
+    "text",
+    "file",
+    "version",
+    "write",
+    "read",
+    "build",
+    "codec",
+]
 
 
 def sentence(number: int) -> str:
@@ -108,7 +128,13 @@ def test_an_edit_encodes_only_the_chunks_that_changed(corpus: Path, tmp_path: Pa
     assert second.version == 2
     assert 1 <= second.encoded <= 2
     assert second.encoded + second.reused + second.repeated == describe(second.manifest)["chunks"]
-    build(corpus, tmp_path / "fresh", tiny_llama, codec_from=str(tmp_path / "bank"), embedder_from=str(tmp_path / "bank"))
+    build(
+        corpus,
+        tmp_path / "fresh",
+        tiny_llama,
+        codec_from=str(tmp_path / "bank"),
+        embedder_from=str(tmp_path / "bank"),
+    )
     fresh = read_manifest(tmp_path / "fresh")
     assert second.manifest.shards == fresh.shards
     assert first.manifest.shards != second.manifest.shards
@@ -166,7 +192,10 @@ def test_a_text_that_stands_in_many_shards_is_encoded_once_and_found_once(
     for number in range(40):
         own = " ".join(sentence(number * 10 + i) for i in range(6))
         (directory / f"{number:02d}.jsonl").write_text(
-            json.dumps({"text": "The very same words about ferrets."}) + "\n" + json.dumps({"text": own}) + "\n",
+            json.dumps({"text": "The very same words about ferrets."})
+            + "\n"
+            + json.dumps({"text": own})
+            + "\n",
             encoding="utf-8",
         )
     result = build(directory, tmp_path / "bank", tiny_llama, shard_chunks=4)
@@ -196,15 +225,27 @@ def test_tiny_corpora_make_banks_that_open(sentences: int, tmp_path: Path, tiny_
 
 
 def test_stored_memories_are_what_the_encoder_gives(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    """Without a codec the bank holds bfloat16 keys and values: the encoder's own, rounded once, row by row."""
+    """Without a codec the bank holds bfloat16 keys and values: the encoder's own, rounded once, row by "
+    "row."""
     import torch
 
     from m3build.encode import ReferenceEncoder
     from m3build.model import ShapeRequest, load_model
 
-    build(corpus, tmp_path / "bank", tiny_llama, codec="none", dtype="float32", memory_heads="1:1;3:0,1", sparse_tokens="5")
+    build(
+        corpus,
+        tmp_path / "bank",
+        tiny_llama,
+        codec="none",
+        dtype="float32",
+        memory_heads="1:1;3:0,1",
+        sparse_tokens="5",
+    )
     model = load_model(
-        str(tiny_llama), ShapeRequest(memory_heads={1: [1], 3: [0, 1]}, sparse_tokens=5), device="cpu", dtype="float32"
+        str(tiny_llama),
+        ShapeRequest(memory_heads={1: [1], 3: [0, 1]}, sparse_tokens=5),
+        device="cpu",
+        dtype="float32",
     )
     with open_bank(tmp_path / "bank") as bank:
         shard = bank.files.shards[1]
@@ -253,9 +294,7 @@ def test_nothing_to_compile_is_an_input_error(tmp_path: Path, tiny_llama: Path) 
         build(tmp_path / "blank.txt", tmp_path / "bank", tiny_llama)
 
 
-def test_another_model_is_refused_unless_rebuilding(
-    corpus: Path, tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_another_model_is_refused_unless_rebuilding(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
     from models import save_tiny_model
 
     build(corpus, tmp_path / "bank", tiny_llama)
@@ -288,7 +327,9 @@ def test_standard_input_is_a_source(tmp_path: Path, tiny_llama: Path) -> None:
     assert (row.id, row.source, json.loads(row.metadata)) == ("n3", "-", {"lang": "en"})
 
 
-def test_titles_are_part_of_the_reference_within_its_limit(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+def test_titles_are_part_of_the_reference_within_its_limit(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
     long = "\n\n".join(" ".join(sentence(900 + 8 * i + j) for j in range(8)) for i in range(4))
     (corpus / "guide.md").write_text(f"# Guide\n\n## Part\n\n{long}\n", encoding="utf-8")
     build(corpus, tmp_path / "bank", tiny_llama, title=True)

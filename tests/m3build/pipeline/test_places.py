@@ -28,7 +28,11 @@ def test_a_draw_is_the_same_for_any_order_of_the_corpus(tmp_path: Path) -> None:
     first, second = Places(tmp_path / "a"), Places(tmp_path / "b")
     first.add(0, many)
     second.add(0, shuffled)
-    assert [k for k, _, _ in first.smallest(40, 10)] == [k for k, _, _ in second.smallest(40, 10)] == sorted(many)[10:50]
+    assert (
+        [k for k, _, _ in first.smallest(40, 10)]
+        == [k for k, _, _ in second.smallest(40, 10)]
+        == sorted(many)[10:50]
+    )
 
 
 def test_a_table_of_an_earlier_build_is_not_taken_over(tmp_path: Path) -> None:
