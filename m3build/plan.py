@@ -134,6 +134,11 @@ def in_both_units(count: float) -> str:
     return f"{_scaled(count, 1000, DECIMAL_UNITS)} ({_scaled(count, 1024, BINARY_UNITS)})"
 
 
+def in_decimal_units(count: float) -> str:
+    """``22700000`` as ``22.7 MB``."""
+    return _scaled(count, 1000, DECIMAL_UNITS)
+
+
 def _scaled(count: float, base: int, units: tuple[str, ...]) -> str:
     power = 0
     while count >= base and power < len(units) - 1:

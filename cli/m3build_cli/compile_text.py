@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from m3build.pipeline.result import CompileResult
-from m3build.plan import in_both_units
+from m3build.plan import in_both_units, in_decimal_units
 from m3build_formats.info import describe
 
 
@@ -26,13 +26,15 @@ def describe_result(result: CompileResult) -> str:
         f"  codec       {codec_line(facts['codec'])}",
         f"  on disk     {in_both_units(facts['bytes']['total'])}: "
         + ", ".join(
-            f"{name} {in_both_units(size)}" for name, size in facts["bytes"].items() if name != "total"
+            f"{name} {in_decimal_units(size)}" for name, size in facts["bytes"].items() if name != "total"
         ),
     ]
     if facts["empty_documents"]:
         lines.append(f"  empty       {facts['empty_documents']:,} documents without text")
     if facts["unsupported_files"]:
-        lines.append(f"  passed over {facts['unsupported_files']:,} files of kinds that are not read")
+        lines.append(
+            f"  passed over {facts['unsupported_files']:,} file{'s' if facts['unsupported_files'] > 1 else ''} of kinds that are not read"
+        )
     if facts["rejects"]:
         lines.append(f"  rejected    {facts['rejects']:,} records, listed in the bank:")
         lines += [f"    {r.source}, {r.where}: {r.reason}" for r in result.rejects]

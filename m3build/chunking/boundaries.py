@@ -6,7 +6,7 @@ each kind only in the last part of the window, so that a strong boundary may lea
 | kind | looked for in the last |
 | --- | --- |
 | heading (the highest level) | 1/2 |
-| blank line, page break | 1/2 |
+| blank line | 1/2 |
 | end of a sentence | 1/2 |
 | end of a line | 1/3 |
 | clause | 1/4 |
@@ -21,7 +21,6 @@ left hanging. Nor is a blank line or line end behind a colon, which announces wh
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from m3build.chunking.graphemes import last_boundary, splits_cluster
@@ -30,8 +29,7 @@ from m3build.chunking.sentences import last_clause_end, last_sentence_end
 if TYPE_CHECKING:
     from m3build.chunking.outline import Outline
 
-_BLANK_LINE = re.compile(r"[\n\f\u2029](?:(?<!\n)|[^\S\n]*(?=\n))")
-_LINE = re.compile(r"[\n\r\x85\u2028]")
+_LONGEST_BLANK = 256  # characters of white space in a line that counts as blank
 _JOINT_SEARCH = 32  # characters looked back for a place that does not break the rules below
 _NOT_FIRST = frozenset("、。，．！？；：｡､,.!?;:)]}）］｝」』】》〉〕〗”’…—ー々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ")
 _NOT_LAST = frozenset("([{（［｛「『【《〈〔〖“‘เแโใไເແໂໃໄ")
@@ -47,16 +45,18 @@ def best_cut(text: str, start: int, end: int, outline: Outline) -> int:
     at = outline.best_heading(half, end)
     if at > half:
         return at
+    blank_line, line_end = _last_breaks(text, half, end)
     hanging_from, hanging_to = outline.hanging(start, end)
-    for find, low in (
-        (_last_blank_line, half),
-        (last_sentence_end, half),
-        (_last_line_end, third),
-        (last_clause_end, quarter),
-    ):
-        at = find(text, low, end)
-        if at > start and not hanging_from < at <= hanging_to:
-            return at
+    if blank_line > 0 and not hanging_from < blank_line <= hanging_to:
+        return blank_line
+    at = last_sentence_end(text, half, end)
+    if at > 0 and not hanging_from < at <= hanging_to:
+        return at
+    if line_end > third and not hanging_from < line_end <= hanging_to:
+        return line_end
+    at = last_clause_end(text, quarter, end)
+    if at > 0 and not hanging_from < at <= hanging_to:
+        return at
     for find, low in ((_last_space, quarter), (_last_joint, quarter), (_last_space, start)):
         at = find(text, low, end)
         if at > start:
@@ -65,20 +65,22 @@ def best_cut(text: str, start: int, end: int, outline: Outline) -> int:
     return at if at > start else end
 
 
-def _last_blank_line(text: str, low: int, high: int) -> int:
-    return _last_break(_BLANK_LINE, text, low, high)
-
-
-def _last_line_end(text: str, low: int, high: int) -> int:
-    return _last_break(_LINE, text, low, high)
-
-
-def _last_break(pattern: re.Pattern[str], text: str, low: int, high: int) -> int:
-    for match in reversed(list(pattern.finditer(text, low, high + 1))):
-        at = match.start()
-        if low < at <= high and text[max(low, at - 8) : at].rstrip()[-1:] not in (":", "："):
-            return at
-    return -1
+def _last_breaks(text: str, low: int, high: int) -> tuple[int, int]:
+    """The last blank line and the last line end in (low, high], each -1 if there is none: places of line feeds."""
+    line_end = -1
+    behind = -1  # the line feed after the one looked at
+    at = text.rfind("\n", low + 1, high + 1)
+    while at >= 0:
+        if not text[max(low, at - 8) : at].rstrip(" ").endswith((":", "：")):
+            if behind < 0:
+                behind = text.find("\n", at + 1, at + _LONGEST_BLANK)
+            between = text[at + 1 : behind] if behind >= 0 else "-"
+            if not between or between.isspace():
+                return at, max(line_end, at)
+            line_end = max(line_end, at)
+        behind = at
+        at = text.rfind("\n", low + 1, at)
+    return -1, line_end
 
 
 def _last_space(text: str, low: int, high: int) -> int:

@@ -15,8 +15,9 @@ _WIDE_STOPS = (
     "。！？｡．；…‼‽⁇⁈⁉"  # Chinese, Japanese
     "؟۔।॥։።፧፨။៖។᙮᠃᠉⸮꓿꘎꘏꛳꛷꡶꡷꩝꩞꩟꫰꫱"  # Arabic, Indic, Armenian, Ethiopic, Burmese, Khmer and others
 )
-# Each pattern begins with one set of characters, by which the search skips ahead fast.
+# Each pattern begins with one set of characters, by which the search skips ahead fast; faster still for the few of ASCII.
 _SENTENCE = re.compile(rf"[.!?{_WIDE_STOPS}](?:(?<![.!?])[.!?{_WIDE_STOPS}]*|(?={_CLOSING}\s)){_CLOSING}")
+_SENTENCE_ASCII = re.compile(rf"[.!?](?={_CLOSING}\s){_CLOSING}", re.ASCII)
 _CLAUSE = re.compile(rf"[,;:、，：､،؛፣፤—](?:(?<![,;:])|(?={_CLOSING}\s)){_CLOSING}")
 _WORD_BEFORE = re.compile(r"[\w.&’'-]*\Z")
 _DOTTED = re.compile(r"(?:\w\.)+\w\Z|[^\W\d_]\Z")  # e.g, U.S, and initials
@@ -31,7 +32,8 @@ _ABBREVIATIONS = frozenset(
 def last_sentence_end(text: str, low: int, high: int) -> int:
     """The last place in (low, high] where a sentence ends, or -1."""
     # One character more is searched, so that a stop at ``high`` is seen with the white space behind it.
-    for match in reversed(list(_SENTENCE.finditer(text, low, high + 1))):
+    pattern = _SENTENCE_ASCII if text.isascii() else _SENTENCE
+    for match in reversed(list(pattern.finditer(text, low, high + 1))):
         end = match.end()
         if low < end <= high and _ends_sentence(text, match.start(), end):
             return end

@@ -15,9 +15,7 @@ All texts of a batch are worked on at once, in arrays: a token costs some ten na
 from __future__ import annotations
 
 import re
-from itertools import chain,accumulate,islice
-from bisect import bisect_left
-from operator import itemgetter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACES = re.compile(rb"  +")
 _SPACE = 0x20
 _NEVER = b"\xff\xff"  # not UTF-8, so it spells no text: tokens that stand for no fixed bytes
 _PROBE = "one two  three"
@@ -40,8 +37,6 @@ class Spelling:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         pieces = _pieces(tokenizer)
-        self._piece_list=pieces
-        self._length_list=list(map(len,pieces))
         self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
         self._lengths = np.array([len(piece) for piece in pieces], np.int32)
         self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
@@ -52,31 +47,6 @@ class Spelling:
         self.is_lossless = self.ends([_PROBE], [ids]) != [None]
 
     def ends(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
-        return [self._one(text, tokens) for text, tokens in zip(texts, ids, strict=True)]
-
-    def _one(self, text: str, ids: Sequence[int]) -> tuple[int, ...] | None:
-        if len(ids) < 2:
-            return self.ends_np([text], [ids])[0]
-        pick = itemgetter(*ids)
-        raw = text.encode()
-        spelled = b"".join(pick(self._piece_list))
-        lead = self._leads
-        runs = self._collapses and b"  " in raw
-        if spelled[lead:] != (_SPACES.sub(b" ", raw) if runs else raw) or (lead and spelled[0] != _SPACE):
-            return None
-        lengths = pick(self._length_list)
-        if lead or runs:
-            lengths = list(lengths)
-            lengths[0] -= lead
-            if runs:
-                _widen_spaces(raw, lengths)
-        ends = accumulate(lengths) if lengths[0] else chain((1,), islice(accumulate(lengths), 1, None))
-        if len(raw) == len(text):
-            return tuple(ends)
-        character_ends = ((np.frombuffer(raw, np.uint8) & 0xC0) != 0x80).cumsum()
-        return tuple(character_ends[np.array(list(ends)) - 1].tolist())
-
-    def ends_np(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
         """For each text the offsets in characters at which its tokens end; None where the tokens do not spell the text."""
         counts = np.array([len(tokens) for tokens in ids])
         flat = np.fromiter(chain.from_iterable(ids), np.int32, int(counts.sum()))
@@ -114,16 +84,6 @@ class Spelling:
         dropped = np.zeros(raw.size, np.bool_)
         np.logical_and(space[:-1], space[1:], out=dropped[:-1])
         return np.flatnonzero(~dropped).astype(np.int32)
-
-
-def _widen_spaces(raw: bytes, lengths: list[int]) -> None:
-    ends = list(accumulate(lengths))
-    token = removed = 0
-    for run in _SPACES.finditer(raw):
-        first, last = run.span()
-        token = bisect_left(ends, first - removed + 1, token)
-        lengths[token] += last - first - 1
-        removed += last - first - 1
 
 
 def _pieces(tokenizer: Tokenizer) -> list[bytes]:

@@ -42,7 +42,7 @@ from m3build.plan import memory_plan, model_shape, write_flops
 
 LARGE = {
     "hidden_size": 1280,
-    "intermediate_size": 3200,
+    "intermediate_size": 1280,
     "num_hidden_layers": 12,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,

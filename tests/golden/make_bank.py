@@ -34,9 +34,17 @@ def main() -> None:
         model = save_tiny_model(Path("golden-model"))
         # Three spec parts at once: a transform, a first level and a product quantizer of odd bit width.
         m3build.compile(
-            CORPUS, place / "bank", model=str(model), codec="OPQ4_16,Residual2x4,PQ4x5", memory_heads="0:0,1;2:1",
-            sparse_tokens="3", dtype="float32", title=True, shard_chunks=16, keep_fields=("id",),
-        )  # fmt: skip
+            CORPUS,
+            place / "bank",
+            model=str(model),
+            codec="OPQ4_16,Residual2x4,PQ4x5",
+            memory_heads="0:0,1;2:1",
+            sparse_tokens="3",
+            dtype="float32",
+            title=True,
+            shard_chunks=16,
+            keep_fields=("id",),
+        )
     with m3build.open_bank(place / "bank") as bank:
         manifest, shard = bank.manifest, bank.files.shards[1]
         codec = Codec.from_arrays(bank.files.codec_arrays(), manifest.codec)
