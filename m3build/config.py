@@ -157,9 +157,9 @@ def option_name(field_name: str) -> str:
 def _check(settings: Settings) -> None:
     if settings.encoding_errors not in ("strict", "replace"):
         raise UsageError(f"--encoding-errors is strict or replace, not {settings.encoding_errors!r}")
-    if not 0 <= settings.near_duplicates < 1:
+    if not 0 <= settings.near_duplicates <= 1:
         raise UsageError(
-            f"--near-duplicates is a similarity from 0 (off) to below 1, not {settings.near_duplicates}"
+            f"--near-duplicates is a similarity from 0 (off) to 1, not {settings.near_duplicates}"
         )
     if not 1 <= settings.shard_chunks <= 1 << 20:
         raise UsageError(f"--shard-chunks is a number from 1 to {1 << 20}, not {settings.shard_chunks}")

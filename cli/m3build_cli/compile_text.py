@@ -32,9 +32,7 @@ def describe_result(result: CompileResult) -> str:
     if facts["empty_documents"]:
         lines.append(f"  empty       {facts['empty_documents']:,} documents without text")
     if facts["unsupported_files"]:
-        lines.append(
-            f"  passed over {facts['unsupported_files']:,} file{'s' if facts['unsupported_files'] > 1 else ''} of kinds that are not read"
-        )
+        lines.append(f"  passed over {facts['unsupported_files']:,} files of kinds that are not read")
     if facts["rejects"]:
         lines.append(f"  rejected    {facts['rejects']:,} records, listed in the bank:")
         lines += [f"    {r.source}, {r.where}: {r.reason}" for r in result.rejects]

@@ -21,6 +21,7 @@ left hanging. Nor is a blank line or line end behind a colon, which announces wh
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from m3build.chunking.graphemes import last_boundary, splits_cluster
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _LONGEST_BLANK = 256  # characters of white space in a line that counts as blank
 _JOINT_SEARCH = 32  # characters looked back for a place that does not break the rules below
+# For a set in a regular expression: Thai, Lao, Tibetan, Burmese; Khmer; kana, Han, Yi; their compatibility and full-width forms; rare Han.
+UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff"
+_UNSPACED = re.compile(f"[{UNSPACED}]").match
 _NOT_FIRST = frozenset("、。，．！？；：｡､,.!?;:)]}）］｝」』】》〉〕〗”’…—ー々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ")
 _NOT_LAST = frozenset("([{（［｛「『【《〈〔〖“‘เแโใไເແໂໃໄ")
 
@@ -97,22 +101,10 @@ def _last_joint(text: str, low: int, high: int) -> int:
     for at in range(high, max(low, high - _JOINT_SEARCH), -1):
         before, after = text[at - 1], text[at]
         if (
-            (_is_unspaced(before) or _is_unspaced(after))
+            (_UNSPACED(before) or _UNSPACED(after))
             and after not in _NOT_FIRST
             and before not in _NOT_LAST
             and not splits_cluster(text, at, low)
         ):
             return at
     return -1
-
-
-def _is_unspaced(character: str) -> bool:
-    """Thai, Lao, Tibetan, Burmese, Khmer; Han, kana, Yi and the full-width forms."""
-    return (
-        "\u0e00" <= character <= "\u109f"
-        or "\u1780" <= character <= "\u17ff"
-        or "\u2e80" <= character <= "\ua4cf"
-        or "\uf900" <= character <= "\ufaff"
-        or "\ufe30" <= character <= "\uffef"
-        or "\U00020000" <= character <= "\U0003ffff"
-    )

@@ -57,7 +57,7 @@ def test_without_a_model_the_message_says_which_option() -> None:
     [
         CompileOptions(model="m", encoding="no-such-encoding"),
         CompileOptions(model="m", encoding_errors="ignore"),
-        CompileOptions(model="m", near_duplicates=1.0),
+        CompileOptions(model="m", near_duplicates=1.1),
         CompileOptions(model="m", near_duplicates=-0.1),
         CompileOptions(model="m", shard_chunks=0),
         CompileOptions(model="m", max_document_bytes=0),

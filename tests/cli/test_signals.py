@@ -1,0 +1,51 @@
+"""A build that is told to stop, stops with the code for it, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m3build_formats.bank import list_versions
+from m3build_formats.verify import verify
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_build_says_how_to_go_on_and_then_goes_on(
+    number: signal.Signals, code: int, tmp_path: Path, tiny_llama: Path
+) -> None:
+    source = tmp_path / "many.jsonl"
+    with source.open("w", encoding="utf-8") as file:
+        for i in range(1500):
+            file.write(
+                json.dumps({"text": f"Record {i} is about {i * 7919} things and {i % 13} more of them."})
+                + "\n"
+            )
+    bank = tmp_path / "bank"
+    command = [sys.executable, "-m", "m3build_cli.main", "compile", str(source), "-o", str(bank)]
+    command += ["--model", str(tiny_llama), "--progress", "lines"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stderr is not None
+    seen = ""
+    while "codec:" not in seen:
+        line = process.stderr.readline()
+        assert line, seen
+        seen += line
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == code, rest
+    assert "run the same command again" in rest
+    assert "Traceback" not in rest
+    assert list_versions(bank) == []
+    again = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["version"] == 1
+    assert not verify(bank).problems
