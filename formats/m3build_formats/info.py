@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from m3build_formats.layout import FORMAT_VERSION
@@ -44,11 +45,24 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             "head_dim": model["head_dim"],
             "sparse_tokens": memory["sparse_tokens"],
             "reference_tokens": memory["reference_tokens"],
+            **_present(model, "architecture", "dtype", "device"),
+            **_present(memory, "selection"),
         },
         "codec": {
-            key: manifest.codec[key]
-            for key in ("spec", "bytes_per_vector", "compression", "key_error", "value_error")
+            **_named(manifest.codec, "spec", "bytes_per_vector", "compression", "key_error", "value_error"),
+            **_present(manifest.codec, "scope", "nominal_bits", "logit_error", "output_error"),
         },
-        "embedder": {key: manifest.embedder[key] for key in ("name", "dim")},
-        "index": {key: manifest.index[key] for key in ("type", "metric", "vectors")},
+        "embedder": _named(manifest.embedder, "name", "dim"),
+        "index": {
+            **_named(manifest.index, "type", "metric", "vectors"),
+            **_present(manifest.index, "probes", "recall"),
+        },
     }
+
+
+def _named(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: section[key] for key in keys}
+
+
+def _present(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: section[key] for key in keys if key in section}

@@ -75,7 +75,7 @@ def _last_breaks(text: str, low: int, high: int) -> tuple[int, int]:
     behind = -1  # the line feed after the one looked at
     at = text.rfind("\n", low + 1, high + 1)
     while at >= 0:
-        if not text[max(low, at - 8) : at].rstrip(" ").endswith((":", "：")):
+        if not text[max(low, at - 8) : at].rstrip().endswith((":", "：")):
             if behind < 0:
                 behind = text.find("\n", at + 1, at + _LONGEST_BLANK)
             between = text[at + 1 : behind] if behind >= 0 else "-"

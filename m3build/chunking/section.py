@@ -49,7 +49,7 @@ def cut_section(
         if titles is not None:
             title, title_tokens = yield from titles.title_at(start)
             lead = f"{title}\n" if title else ""
-        window = float(limit - title_tokens)
+        window = 0.94 * (limit - title_tokens)
         if stop - start < _MOST_CHARACTERS * limit:
             rest = forecast.tokens(start - begin, stop - begin)
             if window < rest < window / _SHARE:

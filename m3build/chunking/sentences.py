@@ -23,9 +23,7 @@ _WORD_BEFORE = re.compile(r"[\w.&’'-]*\Z")
 _DOTTED = re.compile(r"(?:\w\.)+\w\Z|[^\W\d_]\Z")  # e.g, U.S, and initials
 _NEXT_WORD_AHEAD, _WORD_BEHIND = 64, 16
 _ABBREVIATIONS = frozenset(
-    "al approx apr art aug bzw ca cap cf ch chap co col corp dec dept dr ed eds eg eq eqs esp est et etc ex feb fig figs fr gen gov hon ie inc "
-    "incl jan jr jul jun lt ltd mar max mme mr mrs ms mt no nos nov nr oct op p pp para par ph pl pp prof pt ref refs rep resp rev sec sect sen sep "
-    "sept sgt sr st tab tel u usw v vgl viz vol vols vs z".split()
+    ["al", "approx", "apr", "art", "aug", "bzw", "ca", "cap", "cf", "ch", "chap", "co", "col", "corp", "dec", "dept", "dr", "ed", "eds", "eg", "eq", "eqs", "esp", "est", "et", "etc", "ex", "feb", "fig", "figs", "fr", "gen", "gov", "hon", "ie", "inc", "incl", "jan", "jr", "jul", "jun", "lt", "ltd", "mar", "max", "mme", "mr", "mrs", "ms", "mt", "no", "nos", "nov", "nr", "oct", "op", "p", "pp", "para", "par", "ph", "pl", "pp", "prof", "pt", "ref", "refs", "rep", "resp", "rev", "sec", "sect", "sen", "sep", "sept", "sgt", "sr", "st", "tab", "tel", "u", "usw", "v", "vgl", "viz", "vol", "vols", "vs", "z"]
 )
 
 

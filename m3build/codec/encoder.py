@@ -136,7 +136,8 @@ class TorchEncoder:
         spec = self.codec.spec
 
         def quantizers(name: str) -> tuple[NearestCentroid, ...]:
-            books = torch.from_numpy(np.ascontiguousarray(self.codec.arrays[name][number]))
+            # A copy: arrays of a bank are read-only views of a memory map, which torch warns about.
+            books = torch.from_numpy(np.array(self.codec.arrays[name][number]))
             return tuple(NearestCentroid(centroids, self.device, shortlist_dtype) for centroids in books)
 
         return _Book(

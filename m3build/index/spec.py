@@ -8,8 +8,8 @@ Design choices:
   it is what "exact" means here.
 - ``auto`` is exact up to ``EXACT_VECTORS`` vectors in the bank, then IVF. An exact scan of a million vectors
   takes a core some 75 ms, and short questions need most lists of an IVF index over lexical vectors (64 of 256
-  lists found .79 of what exact search did among the best ten), so IVF pays late. Its number of lists is fixed,
-  so that training it costs no more for a larger bank; ask for more lists by name.
+  lists found .79 of what exact search did among the best ten), so IVF pays late. Its number of lists is
+  fixed, so that training it costs no more for a larger bank; ask for more lists by name.
 - HNSW costs memory and depends on the order of its vectors: only on request.
 """
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from m3build.chunking import Chunker, ChunkOptions
 from m3build.codec.presets import resolve_codec
 from m3build.codec.rows import Scope, codebook_count
@@ -20,6 +22,7 @@ from m3build.config import CompileOptions, RunOptions, Settings, resolve
 from m3build.corpus import SourceOptions, SourceRange, discover, read_range
 from m3build.embed import make_embedder
 from m3build.model import LoadedModel, ShapeRequest, load_model, load_shape
+from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.pieces import units_of
 from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.sharder import MAXIMUM_OVER_MINIMUM
@@ -125,7 +128,8 @@ def plan_build(
     memory = memory_plan(shape, bos, codec.spec.bytes_per_vector(shape.head_dim))
     seconds = None
     if model is not None and sampled is not None and sampled.chunks:
-        seconds = _seconds(model, sampled, settings, run, count, listener)
+        stand_in = stand_in_codec(codec.spec, scope, shape)
+        seconds = _seconds(model, stand_in, sampled, settings, run, count, listener)
     embedder = make_embedder(settings.embedder)
     return Plan(
         references=count,
@@ -217,24 +221,38 @@ def _documents(ranges: Sequence[SourceRange], options: SourceOptions) -> Iterato
                 yield record
 
 
+def stand_in_codec(spec: CodecSpec, scope: Scope, shape: MemoryShape) -> Codec:
+    """A codec of the right size with random arrays: quantizing with it costs about what it will with a trained
+    one.
+    """
+    draw = np.random.default_rng(0)
+    shapes = array_shapes(spec, scope, shape.heads, shape.head_dim)
+    arrays = {name: draw.standard_normal(size, np.float32) for name, size in shapes.items()}
+    if "scale" in arrays:
+        arrays["scale"] = np.ones(shapes["scale"], np.float32)
+    return Codec(spec, scope, shape.heads, shape.head_dim, shape.sparse_tokens, arrays)
+
+
 def _seconds(
-    model: LoadedModel, sampled: _Sampled, settings: Settings, run: RunOptions, count: int, progress: Progress
+    model: LoadedModel,
+    codec: Codec,
+    sampled: _Sampled,
+    settings: Settings,
+    run: RunOptions,
+    count: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """Seconds by stage for ``count`` references, from encoding some of the sample on this machine."""
-    import torch
-
-    from m3build.encode import ReferenceEncoder
-
     step = max(1, len(sampled.chunks) // TIMED_REFERENCES)
     timed = sampled.chunks[::step][:TIMED_REFERENCES]
-    tokens = [list(chunk.token_ids) for chunk in timed]
-    encoder = ReferenceEncoder(model, batch_tokens=run.batch_tokens)
-    with progress.stage("time", len(timed), "references") as stage, torch.inference_mode():
-        for _ in encoder.encode(tokens[:8]):
+    tokens = [np.array(chunk.token_ids, np.uint32) for chunk in timed]
+    rows = PreparedCodec(codec, None, {}).row_encoder(model, run.batch_tokens)
+    with progress.stage("time", len(timed), "references") as stage:
+        for _ in rows(tokens[:8]):
             pass
         began = time.perf_counter()
-        for batch in encoder.encode(tokens):
-            stage.advance(len(batch.indices))
+        for indices, _ in rows(tokens):
+            stage.advance(len(indices))
         encode = (time.perf_counter() - began) / len(timed)
     embedder = make_embedder(settings.embedder)
     texts = [chunk.reference_text for chunk in timed]
