@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Cutting = Generator[str, Encoded, list[Chunk]]
 
 _INK = re.compile(r"\S")
+_AIM = 0.97  # of the limit, by forecast: right at the limit every second forecast would be too high
 _SHARE = 0.7  # of what is left goes into the last chunk but one, where it does not all fit but nearly
 _MOST_CHARACTERS = 16  # that a token stands for, as a rule
 _TOO_WIDE = 1.3  # a forecast that many times the tokens there were is worth another try
@@ -49,7 +50,7 @@ def cut_section(
         if titles is not None:
             title, title_tokens = yield from titles.title_at(start)
             lead = f"{title}\n" if title else ""
-        window = 0.94 * (limit - title_tokens)
+        window = _AIM * (limit - title_tokens)
         if stop - start < _MOST_CHARACTERS * limit:
             rest = forecast.tokens(start - begin, stop - begin)
             if window < rest < window / _SHARE:

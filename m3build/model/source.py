@@ -32,7 +32,8 @@ def find_model(name: str, *, trust_remote_code: bool = False, weights: bool = Tr
     """The directory of a model that is named by a path or a hub id.
 
     Raises UsageError if there is no such directory or hub model, or if it holds no safetensors weights
-    (unless ``weights`` is false: a config is enough to plan); ResourceError if the hub cannot be reached and the model is not in the local cache.
+    (unless ``weights`` is false, since a config is enough to plan); ResourceError if the hub cannot be
+    reached and the model is not in the local cache.
     """
     path = Path(name).expanduser()
     if path.is_dir():

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from m3build.chunking import Chunker, ChunkOptions
+from m3build.codec.codec import Codec, array_shapes
 from m3build.codec.presets import resolve_codec
 from m3build.codec.rows import Scope, codebook_count
+from m3build.codec.spec import CodecSpec
 from m3build.config import CompileOptions, RunOptions, Settings, resolve
 from m3build.corpus import SourceOptions, SourceRange, discover, read_range
 from m3build.embed import make_embedder
-from m3build.model import LoadedModel, ShapeRequest, load_model, load_shape
+from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
 from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.pieces import units_of
 from m3build.pipeline.settings import shape_request, source_options
@@ -222,8 +224,8 @@ def _documents(ranges: Sequence[SourceRange], options: SourceOptions) -> Iterato
 
 
 def stand_in_codec(spec: CodecSpec, scope: Scope, shape: MemoryShape) -> Codec:
-    """A codec of the right size with random arrays: quantizing with it costs about what it will with a trained
-    one.
+    """A codec of the right size with random arrays: quantizing with it costs about what it will with a
+    trained one.
     """
     draw = np.random.default_rng(0)
     shapes = array_shapes(spec, scope, shape.heads, shape.head_dim)
