@@ -23,7 +23,7 @@ def describe_plan(plan: Plan) -> str:
         _row("kept positions", plan.position_bytes_each, n),
     ]
     if plan.text_bytes is not None:
-        lines.append(_row("text (before spans and sources)", plan.text_bytes / n, n))
+        lines.append(_row("text, spans and sources", plan.text_bytes / n, n))
     lines += [
         _row("embeddings", plan.embedding_bytes / n, n),
         _row("index", plan.index_bytes / n, n),

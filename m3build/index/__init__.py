@@ -6,7 +6,7 @@ search them.
 
 from m3build.index.parts import Part, build_part, open_part
 from m3build.index.searching import Found, PartedIndex, exact_search, measure_recall
-from m3build.index.spec import IndexSpec, choose_spec, parse_spec, sample_size
+from m3build.index.spec import IndexSpec, choose_spec, parse_spec, sample_size, stored_bytes
 from m3build.index.state import IndexState, train
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "open_part",
     "parse_spec",
     "sample_size",
+    "stored_bytes",
     "train",
 ]

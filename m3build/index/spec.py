@@ -102,3 +102,9 @@ def sample_size(spec: IndexSpec) -> int:
     if spec.storage == "PQ":
         wanted = max(wanted, 4 * PQ_SAMPLE)
     return max(wanted, 10_000) if spec.lists or spec.storage == "SQ8" else 0
+
+
+def stored_bytes(spec: IndexSpec, dim: int) -> int:
+    """Bytes that one vector takes in an index of the kind, without what all vectors share."""
+    each = {"Flat": 4 * dim, "SQfp16": 2 * dim, "SQ8": dim, "PQ": spec.m, "HNSW": 4 * dim + 8 * spec.m}
+    return each[spec.storage] + (8 if spec.lists else 0)

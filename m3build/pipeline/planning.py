@@ -23,6 +23,7 @@ from m3build.codec.spec import CodecSpec
 from m3build.config import CompileOptions, RunOptions, Settings, resolve
 from m3build.corpus import SourceOptions, SourceRange, discover, read_range
 from m3build.embed import make_embedder
+from m3build.index import choose_spec, stored_bytes
 from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
 from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.pieces import units_of
@@ -47,7 +48,8 @@ SAMPLE_BYTES = 8 << 20
 TIMED_REFERENCES = 256
 WEIGHTS = "*.safetensors"
 EMBEDDING_BYTES = 2
-INDEX_BYTES = 4
+# Beside its text and token ends a row of the chunks table holds an id, offsets, counts and one occurrence.
+ROW_BYTES = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def plan_build(
         position_bytes_each=position_bytes(memory),
         text_bytes=round(sampled.text_bytes * count / max(1, sampled.references)) if sampled else None,
         embedding_bytes=count * embedder.dim * EMBEDDING_BYTES,
-        index_bytes=count * embedder.dim * INDEX_BYTES,
+        index_bytes=count * stored_bytes(choose_spec(settings.index, count), embedder.dim),
         paper_flops_each=paper_write_flops(sizes, memory),
         flops_each=write_flops(sizes, memory, shape.memory_layers[-1]),
         seconds=seconds,
@@ -199,7 +201,7 @@ def _sample(sources: Sequence[str], settings: Settings, model: LoadedModel, prog
     with progress.stage("sample", None, "chunks") as stage:
         for document, found in chunker.cut_many(_documents(chosen, options)):
             count += len(found)
-            text_bytes += len(document.text.encode())
+            text_bytes += sum(_row_bytes(document, chunk) for chunk in found)
             chunks.extend(found[:: max(1, len(found) // 4)] if len(chunks) < 8 * TIMED_REFERENCES else [])
             stage.advance(len(found))
     if not count:
@@ -221,6 +223,16 @@ def _documents(ranges: Sequence[SourceRange], options: SourceOptions) -> Iterato
         for record in read_range(item, options):
             if isinstance(record, Document):
                 yield record
+
+
+def _row_bytes(document: Document, chunk: Chunk) -> int:
+    return (
+        len(chunk.text.encode())
+        + len(chunk.title.encode())
+        + 2 * len(chunk.token_ends)
+        + len(document.id)
+        + ROW_BYTES
+    )
 
 
 def stand_in_codec(spec: CodecSpec, scope: Scope, shape: MemoryShape) -> Codec:

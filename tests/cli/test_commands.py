@@ -9,6 +9,7 @@ import pytest
 
 from m3build_cli.main import run
 from m3build_formats.bank import read_manifest
+from m3build_formats.info import describe
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 
@@ -242,6 +243,9 @@ def test_a_plan_of_a_real_corpus_writes_nothing_and_comes_close(
     plan = json.loads(capsys.readouterr().out)
     assert not place.exists()
     assert plan["references"] == read_manifest(bank).counts["chunks"]
+    bank_bytes = describe(read_manifest(bank))["bytes"]
+    assert plan["text_bytes"] == pytest.approx(bank_bytes["text"], rel=0.35)
+    assert plan["index_bytes"] == pytest.approx(bank_bytes["index"], rel=0.05)
     assert set(plan["seconds"]) == {"chunk", "encode", "embed"}
     assert all(seconds > 0 for seconds in plan["seconds"].values())
 

@@ -58,3 +58,15 @@ def test_auto_stays_within_the_limits(vectors: int) -> None:
     assert spec.lists <= MAX_LISTS
     assert parse_spec(str(spec)) == spec
     assert sample_size(spec) <= 32 * MAX_LISTS
+
+
+@pytest.mark.parametrize("text", ["Flat", "SQfp16", "SQ8", "IVF4,Flat", "IVF4,SQfp16", "IVF4,SQ8"])
+def test_stored_bytes_are_what_a_vector_adds_to_the_file(text: str) -> None:
+    import numpy as np
+
+    from m3build.index import build_part, stored_bytes, train
+
+    rows = np.random.default_rng(0).standard_normal((600, 32)).astype(np.float16)
+    state = train(text, 600, rows)
+    few, many = len(build_part(state, [rows[:200]])), len(build_part(state, [rows]))
+    assert (many - few) / 400 == stored_bytes(state.spec, 32)
