@@ -1,7 +1,8 @@
 """Which place is the best to cut at.
 
-A window runs from the start of a chunk to the last place where it may end. Kinds of boundary are tried from the strongest to the weakest, and
-each kind only in the last part of the window, so that a strong boundary may leave more of the window unused than a weak one:
+A window runs from the start of a chunk to the last place where it may end. Kinds of boundary are tried from
+the strongest to the weakest, and each kind only in the last part of the window, so that a strong boundary
+may leave more of the window unused than a weak one:
 
 | kind | looked for in the last |
 | --- | --- |
@@ -15,8 +16,10 @@ each kind only in the last part of the window, so that a strong boundary may lea
 | white space | all of it |
 | anywhere but within a character as readers see it | all of it |
 
-Of one kind the last wins, which joins as many short neighbours as fit. A cut right behind a heading is none of the first five: the heading would be
-left hanging. Nor is a blank line or line end behind a colon, which announces what follows.
+Of one kind the last wins, which joins as many short neighbours as fit. A cut right behind a heading is none
+of the first five: the heading would be left hanging. A blank line behind what looks like a heading (a short
+line alone, without a stop) is no more than a line end, and one behind a colon, which announces what follows,
+not even that.
 """
 
 from __future__ import annotations
@@ -31,16 +34,21 @@ if TYPE_CHECKING:
     from m3build.chunking.outline import Outline
 
 _LONGEST_BLANK = 256  # characters of white space in a line that counts as blank
+_LONGEST_HEADING = 60
 _JOINT_SEARCH = 32  # characters looked back for a place that does not break the rules below
-# For a set in a regular expression: Thai, Lao, Tibetan, Burmese; Khmer; kana, Han, Yi; their compatibility and full-width forms; rare Han.
+# For a set in a regular expression: Thai, Lao, Tibetan, Burmese; Khmer; kana, Han, Yi; their compatibility
+# and full-width forms; rare Han.
 UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff"
 _UNSPACED = re.compile(f"[{UNSPACED}]").match
-_NOT_FIRST = frozenset("、。，．！？；：｡､,.!?;:)]}）］｝」』】》〉〕〗”’…—ー々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ")
+_NOT_FIRST = frozenset(
+    "、。，．！？；：｡､,.!?;:)]}）］｝」』】》〉〕〗”’…—ー々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ"
+)
 _NOT_LAST = frozenset("([{（［｛「『【《〈〔〖“‘เแโใไເແໂໃໄ")
 
 
 def best_cut(text: str, start: int, end: int, outline: Outline) -> int:
-    """Where a chunk that starts at ``start`` and may reach to ``end`` at most should end: a place in (start, end].
+    """Where a chunk that starts at ``start`` and may reach to ``end`` at most should end: a place in
+    (start, end].
 
     ``end`` must lie within the text, not at its end. White space around the place is not part of any chunk.
     """
@@ -70,7 +78,9 @@ def best_cut(text: str, start: int, end: int, outline: Outline) -> int:
 
 
 def _last_breaks(text: str, low: int, high: int) -> tuple[int, int]:
-    """The last blank line and the last line end in (low, high], each -1 if there is none: places of line feeds."""
+    """The last blank line and the last line end in (low, high], each -1 if there is none: places of line
+    feeds.
+    """
     line_end = -1
     behind = -1  # the line feed after the one looked at
     at = text.rfind("\n", low + 1, high + 1)
@@ -79,12 +89,22 @@ def _last_breaks(text: str, low: int, high: int) -> tuple[int, int]:
             if behind < 0:
                 behind = text.find("\n", at + 1, at + _LONGEST_BLANK)
             between = text[at + 1 : behind] if behind >= 0 else "-"
-            if not between or between.isspace():
+            if (not between or between.isspace()) and not _looks_like_heading(text, low, at):
                 return at, max(line_end, at)
             line_end = max(line_end, at)
         behind = at
         at = text.rfind("\n", low + 1, at)
     return -1, line_end
+
+
+def _looks_like_heading(text: str, low: int, end: int) -> bool:
+    """Whether the line that ends at ``end`` stands alone, is short, and has no stop: a heading, maybe, that
+    the reader of the document did not tell of."""
+    start = text.rfind("\n", max(low, end - _LONGEST_HEADING), end)
+    if start < 0 or not text[max(low, start - _LONGEST_BLANK) : start].rstrip(" \t\r").endswith("\n"):
+        return False
+    line = text[start:end].strip()
+    return line[-1:].isalnum() and line[:1].isalnum()
 
 
 def _last_space(text: str, low: int, high: int) -> int:
@@ -97,7 +117,9 @@ def _last_space(text: str, low: int, high: int) -> int:
 
 
 def _last_joint(text: str, low: int, high: int) -> int:
-    """The last place between two characters of which one belongs to a script without spaces, closing marks kept with what they close."""
+    """The last place between two characters of which one belongs to a script without spaces, closing marks
+    kept with what they close.
+    """
     for at in range(high, max(low, high - _JOINT_SEARCH), -1):
         before, after = text[at - 1], text[at]
         if (

@@ -1,11 +1,14 @@
 """From documents to chunks.
 
-Every chunk is encoded by itself, since the encoding of a text is not a stretch of the encoding of the document; that encoding gives the ids that the model
-will see, so it decides whether the chunk fits. Tokenizing costs far more than all else here, hence the aim: encode a chunk once, and right (``section``).
+Every chunk is encoded by itself, since the encoding of a text is not a stretch of the encoding of the
+document; that encoding gives the ids that the model will see, so it decides whether the chunk fits.
+Tokenizing costs far more than all else here, hence the aim: encode a chunk once, and right (``section``).
 
-A long document is first cut into sections of some ten thousand characters at its strongest boundaries; they are then cut into chunks independently. Each is a
-generator of texts to encode, and many advance in step, so that the tokenizer gets batches even from a single document. What a section yields depends
-on the document, the tokenizer and the options alone, so batches, groups and threads change nothing; the work is linear in the length of a document.
+A long document is first cut into sections of some ten thousand characters at its strongest boundaries; they
+are then cut into chunks independently. Each is a generator of texts to encode, and many advance in step, so
+that the tokenizer gets batches even from a single document. What a section yields depends on the document,
+the tokenizer and the options alone, so batches, groups and threads change nothing; the work is linear in
+the length of a document.
 """
 
 from __future__ import annotations
@@ -35,9 +38,11 @@ _TITLE_SHARE = 3  # a title takes at most the limit divided by this
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """How documents are cut: tokens in a chunk at most (the reference BOS not counted), and whether a title goes before each.
+    """How documents are cut: tokens in a chunk at most (the reference BOS not counted), and whether a title
+    goes before each.
 
-    Raises UsageError for a limit out of range: below 16 a title and a character of an exotic script might not fit together.
+    Raises UsageError for a limit out of range: below 16 a title and a character of an exotic script might
+    not fit together.
     """
 
     reference_tokens: int = 128
@@ -46,15 +51,16 @@ class ChunkOptions:
     def __post_init__(self) -> None:
         if not MINIMUM_REFERENCE_TOKENS <= self.reference_tokens <= MAX_REFERENCE_TOKENS:
             raise UsageError(
-                f"a reference of {self.reference_tokens} tokens: reference_tokens must be from {MINIMUM_REFERENCE_TOKENS} to "
-                f"{MAX_REFERENCE_TOKENS}"
+                f"a reference of {self.reference_tokens} tokens: reference_tokens must be from "
+                f"{MINIMUM_REFERENCE_TOKENS} to {MAX_REFERENCE_TOKENS}"
             )
 
 
 class Chunker:
     """Cuts documents into chunks for one tokenizer.
 
-    ``tokenizer`` is a fast transformers tokenizer or a ``tokenizers.Tokenizer``; a copy of it is used. Raises MismatchError for a slow one.
+    ``tokenizer`` is a fast transformers tokenizer or a ``tokenizers.Tokenizer``; a copy of it is used.
+    Raises MismatchError for a slow one.
     """
 
     def __init__(self, tokenizer: Any, options: ChunkOptions | None = None) -> None:
@@ -69,8 +75,9 @@ class Chunker:
     def cut(self, document: Document) -> list[Chunk]:
         """The chunks of a document in order.
 
-        Their spans cover every character that is not white space once; stretches in which the tokenizer finds no token at all may be left out. A blank document
-        has no chunks. Raises MismatchError where a single character takes more tokens than a chunk may have.
+        Their spans cover every character that is not white space once; stretches in which the tokenizer
+        finds no token at all may be left out. A blank document has no chunks. Raises MismatchError where a
+        single character takes more tokens than a chunk may have.
         """
         return self._cut_group([document])[0]
 
@@ -126,7 +133,9 @@ class Chunker:
 
 
 def _sections(text: str, outline: Outline) -> Iterator[tuple[int, int]]:
-    """Spans that are cut into chunks by themselves: all of the text, or parts of at most ``_SECTION`` characters."""
+    """Spans that are cut into chunks by themselves: all of the text, or parts of at most ``_SECTION``
+    characters.
+    """
     start = 0
     while len(text) - start > _SECTION:
         end = best_cut(text, start, start + _SECTION, outline)

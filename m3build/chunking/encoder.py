@@ -1,8 +1,9 @@
 """The model's tokenizer, made fit for encoding references by themselves.
 
-The caller's tokenizer is never changed: truncation, padding and dropout are switched off on a copy. Special tokens that a text spells out ("</s>") are encoded as
-the plain characters that they are there: a document must not be able to put a control token into a memory.
-Only fast tokenizers will do: cutting needs offsets, and a slow one would take the time of the whole compilation.
+The caller's tokenizer is never changed: truncation, padding and dropout are switched off on a copy. Special
+tokens that a text spells out ("</s>") are encoded as the plain characters that they are there: a document
+must not be able to put a control token into a memory. Only fast tokenizers will do: cutting needs offsets,
+and a slow one would take the time of the whole compilation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding, Tokenizer
 
+
 class Encoded(NamedTuple):
     """Token ids of one text and the offset in characters at which each token ends (non-decreasing)."""
 
@@ -33,18 +35,26 @@ class Encoder:
         self._tokenizer = _plain_copy(tokenizer)
         spelling = Spelling(self._tokenizer)
         self._spelling = spelling if spelling.is_lossless else None
-        # Ids of all chunks share these objects: tuples of fresh ones take thrice the memory, and time to match.
+        # Ids of all chunks share these objects: tuples of fresh ones take thrice the memory, and time to
+        # match.
         self._numbers = list(range(max(self._tokenizer.get_vocab().values(), default=0) + 1))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
-        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """One result for each text, in order."""
         if self._spelling is None:
-            return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                _with_offsets(encoding)
+                for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            ]
+        ids = [
+            encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
         ends = self._spelling.ends(texts, ids)
         odd = [index for index, found in enumerate(ends) if found is None]
         with_offsets = self._tokenizer.encode_batch([texts[index] for index in odd], add_special_tokens=False)
@@ -56,7 +66,9 @@ class Encoder:
 
 
 def _with_offsets(encoding: Encoding) -> Encoded:
-    """Ids and ends as the tokenizer reports them, made non-decreasing (a token without characters of its own may report 0)."""
+    """Ids and ends as the tokenizer reports them, made non-decreasing (a token without characters of its
+    own may report 0).
+    """
     ends: list[int] = []
     highest = 0
     for _, end in encoding.offsets:
@@ -75,7 +87,8 @@ def _plain_copy(tokenizer: Any) -> Tokenizer:
             "save it as tokenizer.json (convert it with transformers) beside the model"
         )
     settings = json.loads(backend.to_str())
-    settings["truncation"] = settings["padding"] = None
+    # A post-processor adds special tokens, which are not wanted, or takes spaces off the offsets.
+    settings["truncation"] = settings["padding"] = settings["post_processor"] = None
     if settings["model"].get("dropout"):
         settings["model"]["dropout"] = None
     copy: Tokenizer = Tokenizer.from_str(json.dumps(settings))

@@ -1,9 +1,11 @@
 """How many tokens a stretch of text will take, before it is encoded.
 
-Every character has a weight by its class (small letter, digit, space behind a space, Han, …), fitted once for each tokenizer on a fixed sample of many kinds of
-text, so that the weights depend on the tokenizer alone. Fitted on English and Chinese documentation itself, sums over a reference were right within 5 % (standard
-deviation) for a vocabulary of 512 tokens and 13 % for one of 8,000; a rate of bytes for each token is off by 14 to 55 %. What the sample gets wrong is mostly
-the same all over a document, so the caller keeps a gain that follows it.
+Every character has a weight by its class (small letter, digit, space behind a space, Han, …), fitted once
+for each tokenizer on a fixed sample of many kinds of text, so that the weights depend on the tokenizer
+alone. Fitted on English and Chinese documentation itself, sums over a reference were right within 5 %
+(standard deviation) for a vocabulary of 512 tokens and 13 % for one of 8,000; a rate of bytes for each
+token is off by 14 to 55 %. What the sample gets wrong is mostly the same all over a document, so the caller
+keeps a gain that follows it.
 """
 
 from __future__ import annotations
@@ -20,11 +22,30 @@ from m3build.chunking.sample import SAMPLE
 
 # (first code point, bytes of UTF-8, class); a class may hold several ranges.
 _RANGES = (
-    (0x00, 1, "mark"), (0x30, 1, "digit"), (0x3A, 1, "mark"), (0x41, 1, "capital"), (0x5B, 1, "mark"), (0x61, 1, "small"), (0x7B, 1, "mark"),
-    (0x80, 2, "Latin"), (0x370, 2, "Greek, Cyrillic"), (0x590, 2, "Arabic, Hebrew"), (0x800, 3, "South Asia"), (0x10A0, 3, "others"),
-    (0x1E00, 3, "Vietnamese, old Greek"), (0x2000, 3, "symbols"), (0x2E80, 3, "Han, kana"), (0xA4D0, 3, "others"), (0xAC00, 3, "Hangul"),
-    (0xD7B0, 3, "others"), (0xF900, 3, "Han, kana"), (0x10000, 4, "emoji"), (0x20000, 4, "rare Han"), (0x40000, 4, "emoji"), (0x110000, 0, ""),
-)  # fmt: skip
+    (0x00, 1, "mark"),
+    (0x30, 1, "digit"),
+    (0x3A, 1, "mark"),
+    (0x41, 1, "capital"),
+    (0x5B, 1, "mark"),
+    (0x61, 1, "small"),
+    (0x7B, 1, "mark"),
+    (0x80, 2, "Latin"),
+    (0x370, 2, "Greek, Cyrillic"),
+    (0x590, 2, "Arabic, Hebrew"),
+    (0x800, 3, "South Asia"),
+    (0x10A0, 3, "others"),
+    (0x1E00, 3, "Vietnamese, old Greek"),
+    (0x2000, 3, "symbols"),
+    (0x2E80, 3, "Han, kana"),
+    (0xA4D0, 3, "others"),
+    (0xAC00, 3, "Hangul"),
+    (0xD7B0, 3, "others"),
+    (0xF900, 3, "Han, kana"),
+    (0x10000, 4, "emoji"),
+    (0x20000, 4, "rare Han"),
+    (0x40000, 4, "emoji"),
+    (0x110000, 0, ""),
+)
 _SINGLE = {"space": (0x20, 0x09), "line feed": (0x0A, 0x0D)}
 _MORE_SPACE = 0  # class of a space behind white space
 _NAMES = ["more space", *_SINGLE, *dict.fromkeys(name for _, _, name in _RANGES if name)]
@@ -41,13 +62,17 @@ Floats = npt.NDArray[np.float64]
 
 
 class Estimator:
-    """Weights of character classes for one tokenizer; ``count`` gives the number of tokens of each of some texts."""
+    """Weights of character classes for one tokenizer; ``count`` gives the number of tokens of each of some
+    texts.
+    """
 
     def __init__(self, count: Callable[[Sequence[str]], list[int]]) -> None:
         texts = [piece for block in SAMPLE for piece in (block, *block.split("\n")) if piece.strip()]
         tokens = np.array(count(texts), float)
         sizes = np.array([len(text.encode()) for text in texts], float)
-        use = np.stack([np.bincount(_classes(_codes(text)), minlength=len(_NAMES)) for text in texts]).astype(float)
+        use = np.stack([np.bincount(_classes(_codes(text)), minlength=len(_NAMES)) for text in texts]).astype(
+            float
+        )
         prior = tokens.sum() / sizes.sum() * np.array([_BYTES.get(name, 1) for name in _NAMES], float)
         scale = 1 / np.sqrt(sizes)
         scaled = use * scale[:, None]
@@ -71,10 +96,12 @@ class Estimator:
 
 
 class Forecast:
-    """Tokens in stretches of one text; ``learn`` tells it what a stretch really took. Places are known to within ``GRID`` characters.
+    """Tokens in stretches of one text; ``learn`` tells it what a stretch really took. Places are known to
+    within ``GRID`` characters.
 
-    Made from the weight of every character, shape (characters,), float64; in a text of two scripts from those of ASCII and of the other characters,
-    which then have a gain each: a vocabulary knows the one far better than the other.
+    Made from the weight of every character, shape (characters,), float64; in a text of two scripts from
+    those of ASCII and of the other characters, which then have a gain each: a vocabulary knows the one far
+    better than the other.
     """
 
     def __init__(self, weights: Floats, other_weights: Floats | None) -> None:
@@ -93,12 +120,16 @@ class Forecast:
         return tokens
 
     def reach(self, start: int, tokens: float) -> int:
-        """The last place up to which at most ``tokens`` are expected from ``start`` on; may lie behind the end of the text."""
+        """The last place up to which at most ``tokens`` are expected from ``start`` on; may lie behind the
+        end of the text.
+        """
         first = start // GRID
         if self._other is None:
             found = bisect_right(self._sums, self._sums[first] + tokens / self._gain, first)
         else:
-            found = bisect_right(range(len(self._sums)), tokens, first, key=lambda at: self.tokens(start, at * GRID))
+            found = bisect_right(
+                range(len(self._sums)), tokens, first, key=lambda at: self.tokens(start, at * GRID)
+            )
         return (found - 1) * GRID + start % GRID
 
     def learn(self, start: int, end: int, tokens: int) -> float:
@@ -132,7 +163,8 @@ def _follows_space(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
     """Whether each character but the first is a space or tab behind white space; shape (characters - 1,)."""
     white = codes <= 0x20
     space = white & (codes != 0x0A)
-    return space[1:] & white[:-1]
+    follows: npt.NDArray[np.bool_] = space[1:] & white[:-1]
+    return follows
 
 
 def _classes(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:

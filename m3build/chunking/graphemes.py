@@ -1,9 +1,10 @@
 """What a reader takes for one character, so that no cut goes through it.
 
-A test for one position, not a splitter: a cut is looked for at few places, and the standard library has no grapheme clusters. The rules
-are those of Unicode Standard Annex 29 (extended grapheme clusters) told by general category, which decides all but rare cases as the
-annex's own tables do; in doubt they keep characters together. Two rules go beyond the annex: nothing is cut after any zero width joiner,
-nor between a virama and the letter that it joins.
+A test for one position, not a splitter: a cut is looked for at few places, and the standard library has no
+grapheme clusters. The rules are those of Unicode Standard Annex 29 (extended grapheme clusters) told by
+general category, which decides all but rare cases as the annex's own tables do; in doubt they keep
+characters together. Two rules go beyond the annex: nothing is cut after any zero width joiner, nor between
+a virama and the letter that it joins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ _VIRAMA = 9  # canonical combining class
 
 
 def splits_cluster(text: str, at: int, start: int = 0) -> bool:
-    """Whether a cut before ``text[at]`` parts what belongs together; characters before ``start`` are not looked at."""
+    """Whether a cut before ``text[at]`` parts what belongs together; characters before ``start`` are not
+    looked at.
+    """
     before, after = text[at - 1], text[at]
     if after < "\x80" and before < "\x80":
         return before == "\r" and after == "\n"
@@ -35,7 +38,9 @@ def splits_cluster(text: str, at: int, start: int = 0) -> bool:
 
 
 def last_boundary(text: str, start: int, end: int) -> int:
-    """The last place in (start, end] where a cut parts no cluster, or ``start`` where the window is one cluster."""
+    """The last place in (start, end] where a cut parts no cluster, or ``start`` where the window is one
+    cluster.
+    """
     at = end
     while at > start and at < len(text) and splits_cluster(text, at, start):
         at -= 1

@@ -1,7 +1,7 @@
 """A document's headings: where to cut at them, and the title that goes before a chunk.
 
-Readers give a heading by the start of its line. Lines of mere punctuation belong to it (underlines and overlines of reStructuredText and Markdown), and so
-does the white space behind it.
+Readers give a heading by the start of its line. Lines of mere punctuation belong to it (underlines and
+overlines of reStructuredText and Markdown), and so does the white space behind it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Outline:
         self._starts = [_with_overline(document.text, line) for line in self._lines]
 
     def best_heading(self, low: int, high: int) -> int:
-        """Where the heading of the highest level (of equals the last) that lies in (low, high] begins, or -1."""
+        """Where the heading of the highest level (of equals the last) that lies in (low, high] begins, or
+        -1.
+        """
         if not self._starts:
             return -1
         within = range(bisect_right(self._starts, low), bisect_right(self._starts, high))
@@ -45,9 +47,11 @@ class Outline:
         return self._starts[max(tops, key=lambda index: (-self._headings[index].level, index))]
 
     def hanging(self, start: int, end: int) -> tuple[int, int]:
-        """The last stretch (from, to] before ``end`` where a cut would leave a heading without the text under it; (-1, -1) if there is none.
+        """The last stretch (from, to] before ``end`` where a cut would leave a heading without the text
+        under it; (-1, -1) if there is none.
 
-        Headings that follow each other directly are one stretch; one that begins at ``start`` counts from there.
+        Headings that follow each other directly are one stretch; one that begins at ``start`` counts from
+        there.
         """
         last = bisect_left(self._starts, end) - 1
         if last < 0 or self._starts[last] < start:
@@ -60,7 +64,8 @@ class Outline:
     def path(self, start: int) -> tuple[str, ...]:
         """Document title and the headings above the place ``start``, outermost first.
 
-        A heading at the place itself is not among them (it stands in the chunk), and a title that is also the first heading is there once.
+        A heading at the place itself is not among them (it stands in the chunk), and a title that is also
+        the first heading is there once.
         """
         index = bisect_left(self._starts, start)
         opening = _one_line(self._text[start : start + _OPENING])

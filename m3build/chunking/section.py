@@ -1,8 +1,9 @@
 """One section of a document becomes chunks: forecast, cut, encode, put right.
 
-A window is forecast, the best boundary in it chosen, and the piece encoded by itself. It fits: take it, and go on behind it. It does not: its
-token ends say exactly what fits, so cut again within that. It fits with much room left, since the forecast was far off: try again with a wider
-window. Every step sees the section's own text and encodings only.
+A window is forecast, the best boundary in it chosen, and the piece encoded by itself. It fits: take it, and
+go on behind it. It does not: its token ends say exactly what fits, so cut again within that. It fits with
+much room left, since the forecast was far off: try again with a wider window. Every step sees the section's
+own text and encodings only.
 """
 
 from __future__ import annotations
@@ -34,11 +35,18 @@ _TRIES = 8
 
 
 def cut_section(
-    document: Document, outline: Outline, span: tuple[int, int], forecast: Forecast, limit: int, titles: Titles | None
+    document: Document,
+    outline: Outline,
+    span: tuple[int, int],
+    forecast: Forecast,
+    limit: int,
+    titles: Titles | None,
 ) -> Cutting:
-    """Yield texts to encode, take their encodings, return the chunks of ``document.text[start:stop]`` for the span (start, stop).
+    """Yield texts to encode, take their encodings, return the chunks of ``document.text[start:stop]`` for
+    the span (start, stop).
 
-    ``forecast`` is one for that text. Raises MismatchError where a single character takes more tokens than ``limit``.
+    ``forecast`` is one for that text. Raises MismatchError where a single character takes more tokens than
+    ``limit``.
     """
     text = document.text
     begin, stop = span
@@ -94,6 +102,7 @@ def _fitting(encoded: Encoded, limit: int) -> int:
 
 def _too_many(document: Document, at: int, tokens: int, limit: int) -> MismatchError:
     return MismatchError(
-        f"{document.id}: the tokenizer takes {tokens} tokens for the single character U+{ord(document.text[at]):04X} (character {at}), "
-        f"more than a reference may have ({limit}): raise --reference-tokens"
+        f"{document.id}: the tokenizer takes {tokens} tokens for the single character "
+        f"U+{ord(document.text[at]):04X} (character {at}), more than a reference may have ({limit}): "
+        "raise --reference-tokens"
     )

@@ -1,9 +1,11 @@
 """Where sentences and clauses end, in any script, without a model.
 
-Scripts with their own full stop (Chinese, Japanese, Devanagari, Arabic, …) are plain: the sentence ends there, behind quotes and brackets that
-close with it. ``.``, ``!`` and ``?`` end a sentence when white space follows and the next word does not begin with a small letter; a full stop
-not behind an abbreviation, an initial, or the number of a list item either. That also keeps "3.11" and "v2.0.1" whole. An end not seen costs a
-little (the next best boundary is taken), one seen wrongly reads badly, so the rules lean to the former.
+Scripts with their own full stop (Chinese, Japanese, Devanagari, Arabic, …) are plain: the sentence ends
+there, behind quotes and brackets that close with it. ``.``, ``!`` and ``?`` end a sentence when white space
+follows and the next word does not begin with a small letter; a full stop not behind an abbreviation, an
+initial, or the number of a list item either. That also keeps "3.11" and "v2.0.1" whole. An end not seen
+costs a little (the next best boundary is taken), one seen wrongly reads badly, so the rules lean to the
+former.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ _WIDE_STOPS = (
     "。！？｡．；…‼‽⁇⁈⁉"  # Chinese, Japanese
     "؟۔।॥։።፧፨။៖។᙮᠃᠉⸮꓿꘎꘏꛳꛷꡶꡷꩝꩞꩟꫰꫱"  # Arabic, Indic, Armenian, Ethiopic, Burmese, Khmer and others
 )
-# Each pattern begins with one set of characters, by which the search skips ahead fast; faster still for the few of ASCII.
+# Each pattern begins with one set of characters, by which the search skips ahead fast; faster still for the
+# few of ASCII.
 _SENTENCE = re.compile(rf"[.!?{_WIDE_STOPS}](?:(?<![.!?])[.!?{_WIDE_STOPS}]*|(?={_CLOSING}\s)){_CLOSING}")
 _SENTENCE_ASCII = re.compile(rf"[.!?](?={_CLOSING}\s){_CLOSING}", re.ASCII)
 _CLAUSE = re.compile(rf"[,;:、，：､،؛፣፤—](?:(?<![,;:])|(?={_CLOSING}\s)){_CLOSING}")
@@ -23,7 +26,15 @@ _WORD_BEFORE = re.compile(r"[\w.&’'-]*\Z")
 _DOTTED = re.compile(r"(?:\w\.)+\w\Z|[^\W\d_]\Z")  # e.g, U.S, and initials
 _NEXT_WORD_AHEAD, _WORD_BEHIND = 64, 16
 _ABBREVIATIONS = frozenset(
-    ["al", "approx", "apr", "art", "aug", "bzw", "ca", "cap", "cf", "ch", "chap", "co", "col", "corp", "dec", "dept", "dr", "ed", "eds", "eg", "eq", "eqs", "esp", "est", "et", "etc", "ex", "feb", "fig", "figs", "fr", "gen", "gov", "hon", "ie", "inc", "incl", "jan", "jr", "jul", "jun", "lt", "ltd", "mar", "max", "mme", "mr", "mrs", "ms", "mt", "no", "nos", "nov", "nr", "oct", "op", "p", "pp", "para", "par", "ph", "pl", "pp", "prof", "pt", "ref", "refs", "rep", "resp", "rev", "sec", "sect", "sen", "sep", "sept", "sgt", "sr", "st", "tab", "tel", "u", "usw", "v", "vgl", "viz", "vol", "vols", "vs", "z"]
+    re.findall(
+        r"\w+",
+        """
+        al approx apr art aug bzw ca cap cf ch chap co col corp dec dept dr ed eds eg eq eqs esp est et etc
+        ex feb fig figs fr gen gov hon ie inc incl jan jr jul jun lt ltd mar max mme mr mrs ms mt no nos nov
+        nr oct op p par para ph pl pp prof pt ref refs rep resp rev sec sect sen sep sept sgt sr st tab tel
+        u usw v vgl viz vol vols vs z
+        """,
+    )
 )
 
 
@@ -55,7 +66,8 @@ def _ends_sentence(text: str, stop: int, end: int) -> bool:
         return True
     found = _WORD_BEFORE.search(text, max(0, stop - _WORD_BEHIND), stop)
     word = found[0] if found else ""
-    if word.isdigit():
-        line = text[max(0, stop - _WORD_BEHIND) : stop - len(word)].rstrip(" \t")
-        return not (line.endswith("\n") or stop - len(word) == 0)
+    if word.isdigit():  # the number of a list item stands alone at the start of its line
+        first = max(0, stop - _WORD_BEHIND)
+        line = text[first : stop - len(word)].rstrip(" \t")
+        return not (line.endswith("\n") or (not line and not first))
     return not (word.lower() in _ABBREVIATIONS or _DOTTED.match(word))

@@ -1,13 +1,16 @@
 """Where tokens end, found from the token ids alone.
 
-Most tokenizers of language models are lossless: the bytes that their tokens stand for, one after the other, spell the text. Then
-adding up lengths says where each token ends, and ``encode_batch_fast``, which keeps no offsets, does for encoding (about 1.7 times the speed of
-``encode_batch``). Nothing is taken on trust: the bytes are put together for every text and compared with it. They may differ from it in two ways that
-are common and harmless, and a habit of the tokenizer: a space before every text (SentencePiece, ``add_prefix_space``), and runs of spaces made one. Anything else
-(lower-casing, normalization, unknown tokens) gives None, and the caller asks the tokenizer for its offsets.
+Most tokenizers of language models are lossless: the bytes that their tokens stand for, one after the other,
+spell the text. Then adding up lengths says where each token ends, and ``encode_batch_fast``, which keeps no
+offsets, does for encoding (about 1.7 times the speed of ``encode_batch``). Nothing is taken on trust: the
+bytes are put together for every text and compared with it. They may differ from it in two ways that are
+common and harmless, and a habit of the tokenizer: a space before every text (SentencePiece,
+``add_prefix_space``), and runs of spaces made one. Anything else (lower-casing, normalization, unknown
+tokens) gives None, and the caller asks the tokenizer for its offsets.
 
-The ends are those that the tokenizers library gives: a token that stops within a character ends where the character does; the space put before the text
-ends with the first character; a space that stands for a run of spaces ends where the run does.
+The ends are those that the tokenizers library gives: a token that stops within a character ends where the
+character does; the space put before the text ends with the first character; a space that stands for a run
+of spaces ends where the run does.
 
 All texts of a batch are worked on at once, in arrays: a token costs some ten nanoseconds so.
 """
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = 0x20
 _NEVER = b"\xff\xff"  # not UTF-8, so it spells no text: tokens that stand for no fixed bytes
-_PROBE = "one two  three"
+_PROBE = "One two  three"
 
 
 class Spelling:
-    """The bytes of every token of one tokenizer, and its habits with spaces. ``is_lossless`` is False for one that does not spell plain text."""
+    """The bytes of every token of one tokenizer, and its habits with spaces. ``is_lossless`` is False for
+    one that does not spell plain text.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         pieces = _pieces(tokenizer)
@@ -47,14 +52,17 @@ class Spelling:
         self.is_lossless = self.ends([_PROBE], [ids]) != [None]
 
     def ends(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
-        """For each text the offsets in characters at which its tokens end; None where the tokens do not spell the text."""
+        """For each text the offsets in characters at which its tokens end; None where the tokens do not
+        spell the text.
+        """
         counts = np.array([len(tokens) for tokens in ids])
         flat = np.fromiter(chain.from_iterable(ids), np.int32, int(counts.sum()))
         joint = (" " + " ".join(texts) if self._leads else "".join(texts)).encode()
         raw = np.frombuffer(joint, np.uint8)
         kept = self._kept(raw)
         token_ends = np.cumsum(self._lengths[flat], dtype=np.int32)
-        # In characters, each text with its leading space: where texts end, and which character a byte belongs to.
+        # In characters, each text with its leading space: where texts end, and which character a byte
+        # belongs to.
         text_ends = np.cumsum([len(text) + self._leads for text in texts])
         character = None if raw.size == text_ends[-1] else np.cumsum((raw & 0xC0) != 0x80, dtype=np.int32) - 1
         if counts.all() and np.array_equal(self._spell(flat), raw[kept]):
@@ -64,7 +72,10 @@ class Spelling:
             if np.array_equal(ends[behind - 1], text_ends):
                 firsts = np.repeat(text_ends - np.diff(text_ends, prepend=0) + self._leads, counts)
                 numbers = np.maximum(ends - firsts, 1).tolist()
-                return [tuple(numbers[end - count : end]) for end, count in zip(behind.tolist(), counts.tolist(), strict=True)]
+                return [
+                    tuple(numbers[end - count : end])
+                    for end, count in zip(behind.tolist(), counts.tolist(), strict=True)
+                ]
         if len(texts) == 1:
             return [None]
         return [self.ends([text], [tokens])[0] for text, tokens in zip(texts, ids, strict=True)]
@@ -73,8 +84,11 @@ class Spelling:
         """The bytes of tokens, one after the other."""
         lengths = self._lengths[ids]
         behind = np.cumsum(lengths, dtype=np.int32)
-        places = np.arange(behind[-1] if ids.size else 0, dtype=np.int32) + np.repeat(self._starts[ids] - behind + lengths, lengths)
-        return self._bytes[places]
+        places = np.arange(behind[-1] if ids.size else 0, dtype=np.int32) + np.repeat(
+            self._starts[ids] - behind + lengths, lengths
+        )
+        spelled: npt.NDArray[np.uint8] = self._bytes[places]
+        return spelled
 
     def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """Places of the bytes that are spelled: all, or of a run of spaces the last one."""
@@ -122,10 +136,14 @@ def _plain(token: str) -> bytes:
 
 
 def _printable_bytes() -> dict[str, int]:
-    """The alphabet of byte-level BPE: printable Latin-1 stands for itself, the other bytes take the code points from 256 on."""
+    """The alphabet of byte-level BPE: printable Latin-1 stands for itself, the other bytes take the code
+    points from 256 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + rank): byte for rank, byte in enumerate(others)
+    }
 
 
 _BYTE_OF = _printable_bytes()

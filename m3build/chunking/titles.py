@@ -1,7 +1,7 @@
 """The title before a chunk: "Title > Section > Subsection", shortened to its share of the token limit.
 
-What a reader misses least goes first: the levels between the outermost and the innermost heading from the outside in, then the outermost, then
-the end of what is left.
+What a reader misses least goes first: the levels between the outermost and the innermost heading from the
+outside in, then the outermost, then the end of what is left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Titles:
         self._title = "", 0
 
     def title_at(self, start: int) -> Generator[str, Encoded, tuple[str, int]]:
-        """The title of a chunk that begins at ``start`` and its tokens; "" if there is none. Yields texts to encode, takes their encodings."""
+        """The title of a chunk that begins at ``start`` and its tokens; "" if there is none. Yields texts
+        to encode, takes their encodings.
+        """
         path = self._outline.path(start)
         if path != self._path:  # neighbours mostly stand under the same heading
             self._title = yield from self._shorten([words[:_LONGEST] for words in path])

@@ -40,7 +40,6 @@ from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, Shard
 from m3build_formats.open_bank import BankFiles
 from m3build_formats.rejects_file import RejectRow, write_rejects
 
-SHOWN_REJECTS = 5
 STANDARD_INPUT = "-"
 
 
@@ -100,6 +99,8 @@ def compile_bank(
         )
         stack.enter_context(closing(sharded.places))
         counts = _counts(corpus, sharded)
+        # Ids that were given twice show only when all ranges are brought together.
+        corpus.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
         if not counts["chunks"]:
             raise InputError(
                 "nothing to compile: the documents hold no text that the tokenizer has tokens for"
@@ -124,6 +125,9 @@ def compile_bank(
         retrieval = prepare_retrieval(
             settings, run, old if not run.rebuild else None, Path(bank), sharded, writer.data, watch
         )
+        if old is not None and not run.rebuild:
+            _refuse_other_file("--codec-from", run.codec_from, old.files.codec, codec.file)
+            _refuse_other_file("--embedder-from", run.embedder_from, old.files.embedder, retrieval.file)
         code_key = _code_key(model, model_facts, codec)
         memories = MemoryWriter(
             codec.row_encoder(model, run.batch_tokens),
@@ -175,7 +179,8 @@ def compile_bank(
         changed = old is None or not _same(old, contents)
         manifest = writer.commit(contents, old) if changed or old is None else old
         sharded.places.close()
-    shutil.rmtree(build, ignore_errors=True)
+        # Still under the lock: the next writer's scratch files must not be taken for this one's.
+        shutil.rmtree(build, ignore_errors=True)
     return CompileResult(
         bank=os.fspath(bank),
         manifest=manifest,
@@ -184,7 +189,7 @@ def compile_bank(
         reused=memories.counts["reused"],
         repeated=memories.counts["repeated"],
         stages=tuple(watch.stages),
-        rejects=(*corpus.gate.first,)[:SHOWN_REJECTS],
+        rejects=tuple(corpus.gate.first),
         notes=tuple(watch.notes),
         seconds=watch.seconds,
     )
@@ -227,6 +232,14 @@ def _refuse_other_model(old: Manifest, facts: dict[str, Any], name: str) -> None
                 f"the bank was built with {what} ({old.model['name']}, {key} {str(old.model.get(key))[:40]}; "
                 f"{name} has {str(facts[key])[:40]}). Name the same model, or build anew with --rebuild"
             )
+
+
+def _refuse_other_file(option: str, given: str | None, old: FileEntry | None, new: FileEntry | None) -> None:
+    if given is not None and (old.sha256 if old else None) != (new.sha256 if new else None):
+        raise MismatchError(
+            f"{option} {given} differs from what the bank was built with: leave it out, or build anew "
+            f"with --rebuild"
+        )
 
 
 def _chunk_shape(model: LoadedModel, chunker: Chunker) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
     python tests/benchmarks/chunking.py TOKENIZER.json PATH [--trained 8000] [--repeat 3]
 
-PATH is a text file or a directory of text files (.gz too). In one run, in one thread, prints the speed of the bare tokenizer over whole documents (ids only, the
-result dropped at once), with and without offsets, then of ``Chunker`` over the same documents (everything up to chunks with ids and ends), and their ratio: the
-least CPU time of some rounds that take turns, so that a busy machine disturbs both alike. ``--trained N`` does the same with a byte-level BPE of N tokens trained on the documents.
+PATH is a text file or a directory of text files (.gz too). In one run, in one thread, prints the speed of
+the bare tokenizer over whole documents (ids only, the result dropped at once), with and without offsets,
+then of ``Chunker`` over the same documents (everything up to chunks with ids and ends), and their ratio:
+the least CPU time of some rounds that take turns, so that a busy machine disturbs both alike. ``--trained
+N`` does the same with a byte-level BPE of N tokens trained on the documents.
 """
 
 from __future__ import annotations
@@ -14,15 +16,14 @@ import gzip
 import html
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# Read by the tokenizers library when it is imported.
 os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-sys.path[:0] = [str(Path(__file__).parents[2] / part) for part in (".", "formats")]
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -40,7 +41,9 @@ def main() -> None:
     options.add_argument("--repeat", type=int, default=3)
     options.add_argument("--title", action="store_true")
     arguments = options.parse_args()
-    documents = [Document(str(index), "-", index, text) for index, text in enumerate(read_texts(arguments.path))]
+    documents = [
+        Document(str(index), "-", index, text) for index, text in enumerate(read_texts(arguments.path))
+    ]
     texts = [document.text for document in documents]
     size = sum(len(text.encode()) for text in texts)
     print(f"{len(texts)} documents, {size / 1e6:.2f} MB, {sum(map(len, texts)) / 1e6:.2f} M characters")
@@ -51,7 +54,14 @@ def main() -> None:
         report(name, tokenizer, documents, size, arguments.repeat, ChunkOptions(title=arguments.title))
 
 
-def report(name: str, tokenizer: Tokenizer, documents: Sequence[Document], size: int, repeat: int, options: ChunkOptions) -> None:
+def report(
+    name: str,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    size: int,
+    repeat: int,
+    options: ChunkOptions,
+) -> None:
     chunker = Chunker(tokenizer, options)
     encoded = CountingEncoder(chunker)
     chunks: list[Chunk] = []
@@ -82,13 +92,17 @@ def report(name: str, tokenizer: Tokenizer, documents: Sequence[Document], size:
             seconds[step] = min(seconds[step], time.process_time() - begun)
     print(f"\n{name}")
     for step, taken in seconds.items():
-        print(f"  {step:24s} {size / taken / 1e6:6.2f} MB/s   {taken / seconds['tokenizer']:.2f} of the tokenizer's time")
-    characters = sum(len(document.text) for document in documents)
+        share = taken / seconds["tokenizer"]
+        print(f"  {step:24s} {size / taken / 1e6:6.2f} MB/s   {share:.2f} of the tokenizer's time")
+    characters = encoded.characters / repeat / sum(len(document.text) for document in documents)
     print(f"  {len(chunks)} chunks, {sum(len(chunk.token_ids) for chunk in chunks)} tokens")
-    print(f"  characters encoded: {encoded.characters / repeat / characters:.3f} of those there are, in {encoded.texts / repeat:.0f} texts")
+    print(f"  encoded: {encoded.texts / repeat:.0f} texts, {characters:.3f} of the characters there are")
     if filled:
-        print(f"  chunks that are not a document's last: {sum(filled) / len(filled):.1f} of {limit} tokens on average")
-        full = [sum(tokens > share * limit for tokens in filled) / len(filled) for share in (0.25, 0.5, 0.75, 0.9)]
+        mean = sum(filled) / len(filled)
+        print(f"  chunks that are not a document's last: {mean:.1f} of {limit} tokens on average")
+        full = [
+            sum(tokens > share * limit for tokens in filled) / len(filled) for share in (0.25, 0.5, 0.75, 0.9)
+        ]
         print("  with over 25, 50, 75, 90 % of the tokens:", ", ".join(f"{part:.1%}" for part in full))
 
 
@@ -107,7 +121,11 @@ class CountingEncoder:
 
 
 def read_texts(path: Path) -> list[str]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink()) if path.is_dir() else [path]
+    files = (
+        sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+        if path.is_dir()
+        else [path]
+    )
     texts = []
     for file in files:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()

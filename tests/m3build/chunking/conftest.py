@@ -58,7 +58,9 @@ def _word_piece() -> Any:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "[CLS]"], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=["[UNK]", "[CLS]"], show_progress=False
+    )
     tokenizer.train_from_iterator(TRAINING, trainer)
     return tokenizer
 
@@ -69,7 +71,9 @@ def _unigram() -> Any:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=220, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=220, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
     tokenizer.train_from_iterator(TRAINING * 4, trainer)
     return tokenizer
 
@@ -116,3 +120,9 @@ def lossless(request: pytest.FixtureRequest) -> Any:
 def byte_level() -> Any:
     """A byte-level BPE, the most common kind."""
     return build("byte-level")
+
+
+@pytest.fixture(scope="session")
+def normalizing() -> Any:
+    """A byte-level BPE behind NFKC and lower-casing: its tokens do not spell the text."""
+    return build("bytes, NFKC, lower case")

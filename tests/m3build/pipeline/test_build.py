@@ -365,3 +365,31 @@ def test_errors_of_the_codec_are_measured_on_references_it_was_not_trained_on(
     assert exact["key_error"] < fine["key_error"] < coarse["key_error"] < 0.1
     assert exact["value_error"] < fine["value_error"] < coarse["value_error"] < 0.1
     assert np.isfinite([exact["key_error"], exact["value_error"]]).all()
+
+
+def test_ids_that_are_given_twice_count_as_rejects(tmp_path: Path, tiny_llama: Path) -> None:
+    source = tmp_path / "twice.jsonl"
+    source.write_text(
+        "".join(json.dumps({"text": sentence(i), "name": f"n{i % 6}"}) + "\n" for i in range(9)),
+        encoding="utf-8",
+    )
+    with pytest.raises(InputError, match="3 of 9 records rejected"):
+        build(source, tmp_path / "bank", tiny_llama, id_field="name")
+    facts = describe(
+        build(source, tmp_path / "bank", tiny_llama, id_field="name", max_rejects="50%").manifest
+    )
+    assert (facts["documents"], facts["rejects"]) == (6, 3)
+
+
+def test_a_codec_of_another_bank_is_refused_where_the_bank_has_its_own(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    build(corpus, tmp_path / "bank", tiny_llama, codec="SQ8")
+    (corpus / "more.txt").write_text(" ".join(sentence(5000 + i) for i in range(99)), encoding="utf-8")
+    build(corpus, tmp_path / "other", tiny_llama, codec="SQ8")
+    with pytest.raises(MismatchError, match="--codec-from"):
+        build(corpus, tmp_path / "bank", tiny_llama, codec_from=str(tmp_path / "other"))
+    taken = build(corpus, tmp_path / "bank", tiny_llama, codec_from=str(tmp_path / "other"), rebuild=True)
+    ours, theirs = taken.manifest.files.codec, read_manifest(tmp_path / "other").files.codec
+    assert ours is not None
+    assert ours == theirs
