@@ -9,7 +9,6 @@ and a slow one would take the time of the whole compilation.
 from __future__ import annotations
 
 import json
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m3build.chunking.spelling import Spelling
@@ -35,9 +34,6 @@ class Encoder:
         self._tokenizer = _plain_copy(tokenizer)
         spelling = Spelling(self._tokenizer)
         self._spelling = spelling if spelling.is_lossless else None
-        # Ids of all chunks share these objects: tuples of fresh ones take thrice the memory, and time to
-        # match.
-        self._numbers = list(range(max(self._tokenizer.get_vocab().values(), default=0) + 1))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
@@ -60,7 +56,7 @@ class Encoder:
         with_offsets = self._tokenizer.encode_batch([texts[index] for index in odd], add_special_tokens=False)
         others = {index: _with_offsets(encoding) for index, encoding in zip(odd, with_offsets, strict=True)}
         return [
-            others[index] if found is None else Encoded(itemgetter(*tokens, 0)(self._numbers)[:-1], found)
+            others[index] if found is None else Encoded(tuple(tokens), found)
             for index, (tokens, found) in enumerate(zip(ids, ends, strict=True))
         ]
 

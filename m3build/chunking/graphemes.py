@@ -28,8 +28,8 @@ def splits_cluster(text: str, at: int, start: int = 0) -> bool:
         return True
     if "\U0001f3fb" <= after <= "\U0001f3ff" or "\U000e0020" <= after <= "\U000e007f":
         return True  # skin tones; the tag characters of flags
-    if after in "\uff9e\uff9f":
-        return True  # voicing marks of half-width katakana
+    if after in "\uff9e\uff9f\u0e33\u0eb3":
+        return True  # voicing marks of half-width katakana; the AM vowels of Thai and Lao
     if unicodedata.combining(before) == _VIRAMA and unicodedata.category(after) == "Lo":
         return True
     if _is_regional(before) and _is_regional(after):

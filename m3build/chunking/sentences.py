@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import re
 
+from m3build.chunking.graphemes import splits_cluster
+
 _CLOSING = r"[\"'”’»›)\]}」』】》〉〕〗）］｝*_`]*"
 _WIDE_STOPS = (
     "。！？｡．；…‼‽⁇⁈⁉"  # Chinese, Japanese
@@ -44,15 +46,20 @@ def last_sentence_end(text: str, low: int, high: int) -> int:
     pattern = _SENTENCE_ASCII if text.isascii() else _SENTENCE
     for match in reversed(list(pattern.finditer(text, low, high + 1))):
         end = match.end()
-        if low < end <= high and _ends_sentence(text, match.start(), end):
+        if low < end <= high and _ends_sentence(text, match.start(), end) and not _parts(text, end):
             return end
     return -1
 
 
 def last_clause_end(text: str, low: int, high: int) -> int:
     """The last place in (low, high] behind a comma, colon or semicolon, or -1."""
-    ends = [match.end() for match in _CLAUSE.finditer(text, low, high + 1) if low < match.end() <= high]
-    return ends[-1] if ends else -1
+    ends = (match.end() for match in _CLAUSE.finditer(text, low, high + 1))
+    return max((end for end in ends if low < end <= high and not _parts(text, end)), default=-1)
+
+
+def _parts(text: str, at: int) -> bool:
+    """Whether a stop goes on behind ``at``: a variation selector makes an emoji of it, a mark a keycap."""
+    return at < len(text) and splits_cluster(text, at)
 
 
 def _ends_sentence(text: str, stop: int, end: int) -> bool:

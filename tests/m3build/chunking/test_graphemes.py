@@ -51,3 +51,16 @@ def test_the_last_boundary_steps_back_to_the_front_of_a_cluster() -> None:
 
 def test_a_window_that_is_one_cluster_has_no_boundary() -> None:
     assert last_boundary("e" + "\u0301" * 50, 0, 30) == 0
+
+
+@pytest.mark.parametrize("text", ["非常好‼\ufe0f真的很好" * 60, "你好。\ufe00" * 80, "กำ" * 200, "ຈຳ" * 200])
+def test_no_chunk_begins_inside_a_cluster_behind_a_stop_or_before_an_am_vowel(text: str) -> None:
+    from models import tiny_tokenizer
+
+    from m3build.chunking import Chunker, ChunkOptions
+    from m3build.chunking.graphemes import splits_cluster
+    from m3build.records import Document
+
+    chunks = Chunker(tiny_tokenizer(), ChunkOptions(64)).cut(Document("d", "s", 0, text))
+    assert len(chunks) > 3
+    assert not [chunk.start for chunk in chunks[1:] if splits_cluster(text, chunk.start)]
