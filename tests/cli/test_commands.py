@@ -118,7 +118,7 @@ def test_search_finds_the_chunk_that_says_it_and_show_shows_it(
 def test_a_chinese_question_finds_the_chinese_page(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert end_of("search", str(bank), "显式记忆由什么生成？", "-k", "1", "--json") == 0
     hit = json.loads(capsys.readouterr().out)["hits"][0]
-    assert hit["sources"][0]["source"] == "zh/记忆.md"
+    assert hit["sources"][0]["source"] == "zh/memories.md"
 
 
 def test_an_unknown_or_ambiguous_chunk_is_exit_2(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
