@@ -176,9 +176,11 @@ def command(
     json, csv, tsv, parquet, arrow and feather, each also as .gz, .bz2, .xz or .zst. Options that are not
     given are taken from the bank.
 
-    \b Examples: m3build compile corpus/ -o bank/ --model path/to/model m3build compile corpus/ -o bank/
-    --model path/to/model --plan zcat dump.jsonl.gz | m3build compile - -o bank/ --model path/to/model
-    --text-field body
+    \b
+    Examples:
+      m3build compile corpus/ -o bank/ --model path/to/model
+      m3build compile corpus/ -o bank/ --model path/to/model --plan
+      zcat dump.jsonl.gz | m3build compile - -o bank/ --model path/to/model --text-field body
     """
     given["keep_fields"] = keep_fields or None
     run_fields = RunOptions.__dataclass_fields__

@@ -39,7 +39,10 @@ def command(
     Kept tokens are coloured on a terminal and put in [brackets] elsewhere; the more heads kept a token, the
     stronger its colour.
 
-    \b Examples: m3build show bank/ 3f2a m3build show bank/ 3f2a --layer 1 --head 0
+    \b
+    Examples:
+      m3build show bank/ 3f2a
+      m3build show bank/ 3f2a --layer 1 --head 0
     """
     from m3build.bank import open_bank
 

@@ -50,8 +50,11 @@ def command(
     """Check a bank: hash every file, look at every row. Names each bad file and row; exit code 5 if there is
     any.
 
-    \b Examples: m3build verify bank/ m3build verify bank/ --quick m3build verify bank/ --deep --model
-    path/to/model
+    \b
+    Examples:
+      m3build verify bank/
+      m3build verify bank/ --quick
+      m3build verify bank/ --deep --model path/to/model
     """
     from m3build_formats.verify import verify
 

@@ -19,14 +19,14 @@ from m3build.chunking import Chunker, ChunkOptions, NearDuplicates
 from m3build.config import CompileOptions, RunOptions, Settings, parse_reject_limit, resolve
 from m3build.corpus import SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
-from m3build.pipeline.codec_stage import PreparedCodec, memory_key, prepare_codec
+from m3build.pipeline.codec_stage import PreparedCodec, check_codec, memory_key, prepare_codec
 from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.libraries import library_versions
 from m3build.pipeline.memory_stage import MemoryWriter, OldMemories
 from m3build.pipeline.places import Places
 from m3build.pipeline.result import CompileResult
-from m3build.pipeline.retrieval_stage import PreparedRetrieval, prepare_retrieval
+from m3build.pipeline.retrieval_stage import PreparedRetrieval, check_retrieval, prepare_retrieval
 from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_recall
@@ -67,11 +67,16 @@ def compile_bank(
     model_facts = model.record()
     if old is not None and not run.rebuild:
         _refuse_other_model(old, model_facts, settings.model)
+    check_codec(settings, run, model)
+    check_retrieval(settings, run)
     with BankWriter(bank) as writer, ExitStack() as stack:
         build = writer.build_directory
         ledger = Ledger(build / "ledger")
         if STANDARD_INPUT in sources:
             files = _with_standard_input(files, standard_input, build)
+        near = None
+        if settings.near_duplicates:
+            near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
         chunker = Chunker(model.tokenizer, ChunkOptions(model.shape.reference_tokens, settings.title))
         corpus = chunk_corpus(
             files,
@@ -84,9 +89,6 @@ def compile_bank(
             ledger,
             watch,
         )
-        near = None
-        if settings.near_duplicates:
-            near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
         sharded = shard_corpus(
             corpus.documents(),
             settings.shard_chunks,

@@ -180,21 +180,35 @@ def memory_key(model: LoadedModel, fingerprint: str) -> dict[str, Any]:
     }
 
 
+def check_codec(settings: Settings, run: RunOptions, model: LoadedModel) -> None:
+    """Find what is wrong with the codec asked for before any work is done.
+
+    Raises UsageError for a codec that does not fit the model's heads or a bank that is not there,
+    MismatchError for one whose codec was made for memories of another shape.
+    """
+    if run.codec_from is not None:
+        _refuse_other_shape(Path(run.codec_from), read_manifest(run.codec_from), model)
+    resolve_codec(settings.codec, model.shape.head_dim, training_vectors=1 << 60)
+
+
 def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> PreparedCodec:
     manifest = read_manifest(bank)
+    _refuse_other_shape(bank, manifest, model)
     with open_bank(bank, version=manifest.version) as files:
         codec = Codec.from_arrays(files.codec_arrays(), manifest.codec)
-    shape = model.shape
-    expected = (shape.heads, shape.head_dim, shape.sparse_tokens)
-    if (codec.heads, codec.head_dim, codec.slots) != expected:
-        raise MismatchError(
-            f"the codec of {bank} is for {len(codec.heads)} heads of dimension {codec.head_dim} with "
-            f"{codec.slots} tokens kept, "
-            f"the model writes {len(shape.heads)} of dimension {shape.head_dim} with "
-            f"{shape.sparse_tokens}: it cannot be taken over"
-        )
     entry = write_arrays(data, "codec", codec.to_arrays()) if codec.spec.is_trained else None
     return PreparedCodec(codec, entry, dict(manifest.codec))
+
+
+def _refuse_other_shape(bank: Path, manifest: Manifest, model: LoadedModel) -> None:
+    there, shape = manifest.codec, model.shape
+    expected = ([list(head) for head in shape.heads], shape.head_dim, shape.sparse_tokens)
+    if (there["heads"], there["head_dim"], there["slots"]) != expected:
+        raise MismatchError(
+            f"the codec of {bank} is for {len(there['heads'])} heads of dimension {there['head_dim']} with "
+            f"{there['slots']} tokens kept, the model writes {len(shape.heads)} of dimension "
+            f"{shape.head_dim} with {shape.sparse_tokens}: it cannot be taken over"
+        )
 
 
 def _references_wanted(vectors: int, per_codebook: float, reference_bytes: int) -> int:

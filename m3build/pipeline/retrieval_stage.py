@@ -10,12 +10,12 @@ from m3build.config import RunOptions, Settings
 from m3build.embed import Embedder, load_embedder, make_embedder
 from m3build.embed.base import Arrays
 from m3build.embed.lexical import NAME as LEXICAL
-from m3build.index import IndexState
+from m3build.index import IndexState, choose_spec
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.pipeline.vector_stage import FIT_REFERENCES, sample_texts, train_index
 from m3build.progress import Progress, Stage
 from m3build_formats.arrays_file import write_arrays
-from m3build_formats.bank import open_bank
+from m3build_formats.bank import open_bank, read_manifest
 from m3build_formats.data_directory import DataDirectory
 from m3build_formats.errors import MismatchError
 from m3build_formats.manifest import FileEntry, Manifest
@@ -28,6 +28,14 @@ class PreparedRetrieval:
     embedder: Embedder
     state: IndexState
     file: FileEntry
+
+
+def check_retrieval(settings: Settings, run: RunOptions) -> None:
+    """Find what is wrong with embedder and index asked for before any work is done. Raises UsageError."""
+    choose_spec(settings.index, 0)
+    if run.embedder_from is not None:
+        read_manifest(run.embedder_from)
+    make_embedder(settings.embedder)
 
 
 def prepare_retrieval(

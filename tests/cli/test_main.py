@@ -26,7 +26,7 @@ def test_h_and_help_work_everywhere_and_give_an_example() -> None:
         for option in ("-h", "--help"):
             result = CliRunner().invoke(cli, [command, option])
             assert result.exit_code == 0
-            assert f"m3build {command}" in result.output
+            assert f"\n    m3build {command}" in result.output, "an example on a line of its own"
 
 
 def test_the_version_names_the_bank_format(capsys: pytest.CaptureFixture[str]) -> None:

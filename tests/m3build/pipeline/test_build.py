@@ -393,3 +393,25 @@ def test_a_codec_of_another_bank_is_refused_where_the_bank_has_its_own(
     ours, theirs = taken.manifest.files.codec, read_manifest(tmp_path / "other").files.codec
     assert ours is not None
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"codec": "OPQ3_16,PQ3x8"},
+        {"codec": "LSQ8x8"},
+        {"index": "LSH"},
+        {"codec_from": "no-such-bank"},
+        {"embedder_from": "no-such-bank"},
+        {"select": "best"},
+        {"memory_layers": "9"},
+        {"reference_tokens": 4},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_read(
+    wrong: dict[str, Any], corpus: Path, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "chunk_corpus", lambda *_: pytest.fail("the corpus was read"))
+    with pytest.raises(UsageError):
+        build(corpus, tmp_path / "bank", tiny_llama, **wrong)
