@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -98,38 +97,41 @@ def write_model(directory: Path, corpus: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
 
 
+# The child looks at its own peak: what the parent is told (ru_maxrss) can be the parent's own size at the fork.
+CHILD = """
+import atexit, resource, sys
+from pathlib import Path
+from m3build_cli.main import run
+
+def report():
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        peak = int(line.split()[1]) * 1024
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path(sys.argv[1]).write_text(str(peak))
+
+atexit.register(report)
+run(sys.argv[2:])
+"""
+
+
 def peak_of_build(
     source: Path, bank: Path, model: Path, shard_chunks: int | None, log: Path
 ) -> tuple[int, float]:
     """Peak resident bytes and seconds of ``m3build compile`` in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "m3build_cli.main",
-        "compile",
-        str(source),
-        "-o",
-        str(bank),
-        "--model",
-        str(model),
-        "--sparse-tokens",
-        "2",
-        "--progress",
-        "lines",
-        "--json",
-    ]
+    peak = log.with_suffix(".peak")
+    command = [sys.executable, "-c", CHILD, str(peak), "compile", str(source), "-o", str(bank)]
+    command += ["--model", str(model), "--sparse-tokens", "2", "--progress", "lines", "--json"]
     if shard_chunks:
         command += ["--shard-chunks", str(shard_chunks)]
     began = time.perf_counter()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(
-            f"compile ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}"
-        )
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), time.perf_counter() - began
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise SystemExit(f"compile ended with {done.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    return int(peak.read_text()), time.perf_counter() - began
 
 
 def measure(sizes: list[int], shard_chunks: int | None, place: Path) -> tuple[int, list[int]]:
