@@ -38,6 +38,7 @@ from m3build_formats.shard_tables import write_embeddings, write_index
 # change, and the cost stays bounded.
 FIT_REFERENCES = 1 << 17
 QUERY_REFERENCES = 256
+EMBED_TEXTS = 512
 QUERY_WORDS = 12
 RECALL_AT = 10
 # Recall is measured on at most this many parts, evenly spaced: exact search of a large bank costs as much as
@@ -78,11 +79,23 @@ def train_index(
     """The shared part of the index: coarse centroids where it has any, trained on references drawn by "
     "hash."""
     wanted = sample_size(choose_spec(spec, vectors))
-    texts = list(sample_texts(places, shards, data, wanted)) if wanted else []
-    blocks = [embedder.embed(texts[lo : lo + 512]) for lo in range(0, len(texts), 512)]
-    sample = np.concatenate(blocks) if blocks else np.empty((0, embedder.dim), np.float16)
-    queries = embedder.embed_queries(pieces_of(texts[:QUERY_REFERENCES])) if texts else None
+    sample = np.empty((0, embedder.dim), np.float16)
+    queries = None
+    if wanted:
+        sample = np.empty((min(wanted, len(places)), embedder.dim), np.float16)
+        first: list[str] = []
+        filled = 0
+        for texts in _blocks(sample_texts(places, shards, data, wanted), EMBED_TEXTS):
+            sample[filled : filled + len(texts)] = embedder.embed(texts)
+            filled += len(texts)
+            first += texts[: QUERY_REFERENCES - len(first)]
+        queries = embedder.embed_queries(pieces_of(first))
     return train(spec, vectors, sample, queries)
+
+
+def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    while block := list(islice(texts, size)):
+        yield block
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def write_model(directory: Path, corpus: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
 
 
-# The child looks at its own peak: what the parent is told (ru_maxrss) can be the parent's own size at the fork.
+# The child looks at its own peak: what the parent is told (ru_maxrss) can be the parent's own at the fork.
 CHILD = """
 import atexit, resource, sys
 from pathlib import Path
