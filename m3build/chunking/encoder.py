@@ -52,12 +52,13 @@ class Encoder:
             encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ]
         ends = self._spelling.ends(texts, ids)
-        odd = [index for index, found in enumerate(ends) if found is None]
-        with_offsets = self._tokenizer.encode_batch([texts[index] for index in odd], add_special_tokens=False)
-        others = {index: _with_offsets(encoding) for index, encoding in zip(odd, with_offsets, strict=True)}
+        if None not in ends:
+            return list(map(Encoded, map(tuple, ids), ends))
+        odd = [text for text, found in zip(texts, ends, strict=True) if found is None]
+        others = iter(self._tokenizer.encode_batch(odd, add_special_tokens=False))
         return [
-            others[index] if found is None else Encoded(tuple(tokens), found)
-            for index, (tokens, found) in enumerate(zip(ids, ends, strict=True))
+            _with_offsets(next(others)) if found is None else Encoded(tuple(tokens), found)
+            for tokens, found in zip(ids, ends, strict=True)
         ]
 
 

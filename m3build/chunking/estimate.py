@@ -134,16 +134,21 @@ class Forecast:
 
     def learn(self, start: int, end: int, tokens: int) -> float:
         """Take into account that text[start:end] took ``tokens``; how many times that was expected."""
-        expected = self.tokens(start, end)
-        excess = min(max(expected / max(tokens, 1), 1 / _MOST_EXCESS), _MOST_EXCESS)
+        first, last = start // GRID, -(-end // GRID)
+        own = self._gain * (self._sums[last] - self._sums[first])
+        other = 0.0 if self._other is None else self._other_gain * (self._other[last] - self._other[first])
+        expected = own + other
+        excess = expected / (tokens or 1)
         self._lessons += 1
-        # Where it was far off, follow at once.
-        step = 1.0 if excess > _FAR_OFF or excess < 1 / _FAR_OFF else max(_STEP, 1 / self._lessons)
-        share = 1.0
-        if self._other is not None:
-            share = self._gain * (self._sums[-(-end // GRID)] - self._sums[start // GRID]) / expected
-            self._other_gain /= excess ** (step * (1 - share))
-        self._gain /= excess ** (step * share)
+        if 1 / _FAR_OFF < excess < _FAR_OFF:
+            step = max(_STEP, 1 / self._lessons)
+        else:  # far off: follow at once
+            excess = min(max(excess, 1 / _MOST_EXCESS), _MOST_EXCESS)
+            step = 1.0
+        if other:
+            self._other_gain /= excess ** (step * other / expected)
+            step *= own / expected
+        self._gain /= excess**step
         return excess
 
 

@@ -1,11 +1,11 @@
 """What cutting costs beside tokenizing, and how full the chunks are.
 
-    python tests/benchmarks/chunking.py TOKENIZER.json PATH [--trained 8000] [--repeat 3]
+    python tests/benchmarks/chunking.py TOKENIZER.json PATH [--trained 8000] [--repeat 5]
 
 PATH is a text file or a directory of text files (.gz too). In one run, in one thread, prints the speed of
 the bare tokenizer over whole documents (ids only, the result dropped at once), with and without offsets,
 then of ``Chunker`` over the same documents (everything up to chunks with ids and ends), and their ratio:
-the least CPU time of some rounds that take turns, so that a busy machine disturbs both alike. ``--trained
+medians of CPU time over rounds in which they take turns, so that a busy machine disturbs all alike. ``--trained
 N`` does the same with a byte-level BPE of N tokens trained on the documents.
 """
 
@@ -16,6 +16,7 @@ import gzip
 import html
 import os
 import re
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from m3build.chunking import Chunker, ChunkOptions
-from m3build.records import Chunk, Document
+from m3build.records import Document
 
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL)
 
@@ -38,7 +39,7 @@ def main() -> None:
     options.add_argument("tokenizer", type=Path)
     options.add_argument("path", type=Path)
     options.add_argument("--trained", type=int, default=0)
-    options.add_argument("--repeat", type=int, default=3)
+    options.add_argument("--repeat", type=int, default=5)
     options.add_argument("--title", action="store_true")
     arguments = options.parse_args()
     documents = [
@@ -64,16 +65,17 @@ def report(
 ) -> None:
     chunker = Chunker(tokenizer, options)
     encoded = CountingEncoder(chunker)
-    chunks: list[Chunk] = []
     limit = options.reference_tokens
+    sizes: list[int] = []
     filled: list[int] = []
 
     def cut() -> None:
-        chunks.clear()
+        sizes.clear()
         filled.clear()
-        for _, found in chunker.cut_many(documents):
-            chunks.extend(found)
-            filled.extend(len(chunk.token_ids) for chunk in found[:-1])
+        for _, chunks in chunker.cut_many(documents):
+            tokens = [len(chunk.token_ids) for chunk in chunks]
+            sizes.extend(tokens)
+            filled.extend(tokens[:-1])
 
     def bare(encode: Callable[..., Any]) -> None:
         for document in documents:
@@ -84,18 +86,19 @@ def report(
         "tokenizer, no offsets": lambda: bare(tokenizer.encode_batch_fast),
         "chunking": cut,
     }
-    seconds = dict.fromkeys(work, float("inf"))
+    seconds: dict[str, list[float]] = {step: [] for step in work}
     for _ in range(repeat):
         for step, do in work.items():
             begun = time.process_time()
             do()
-            seconds[step] = min(seconds[step], time.process_time() - begun)
+            seconds[step].append(time.process_time() - begun)
     print(f"\n{name}")
     for step, taken in seconds.items():
-        share = taken / seconds["tokenizer"]
-        print(f"  {step:24s} {size / taken / 1e6:6.2f} MB/s   {share:.2f} of the tokenizer's time")
+        share = statistics.median(own / bare for own, bare in zip(taken, seconds["tokenizer"], strict=True))
+        speed = size / statistics.median(taken) / 1e6
+        print(f"  {step:24s} {speed:6.2f} MB/s   {share:.2f} of the tokenizer's time")
     characters = encoded.characters / repeat / sum(len(document.text) for document in documents)
-    print(f"  {len(chunks)} chunks, {sum(len(chunk.token_ids) for chunk in chunks)} tokens")
+    print(f"  {len(sizes)} chunks, {sum(sizes)} tokens")
     print(f"  encoded: {encoded.texts / repeat:.0f} texts, {characters:.3f} of the characters there are")
     if filled:
         mean = sum(filled) / len(filled)
