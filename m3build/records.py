@@ -4,7 +4,7 @@ Reject.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -68,8 +68,8 @@ class Chunk:
     start: int
     end: int
     title: str
-    token_ids: tuple[int, ...]
-    token_ends: tuple[int, ...]
+    token_ids: Sequence[int]
+    token_ends: Sequence[int]
 
     @property
     def reference_text(self) -> str:

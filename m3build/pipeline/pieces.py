@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from numpy.typing import NDArray
 
 from m3build.chunking import Chunker
 from m3build.corpus import SourceFile, SourceOptions, SourceRange, read_range, split
@@ -173,6 +175,7 @@ def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
             starts, ends = cut.column("start").to_pylist(), cut.column("end").to_pylist()
             ids, id_ends = _list_parts(cut.column("token_ids"))
             token_ends, _ = _list_parts(cut.column("token_ends"))
+            # A shard's rows wait in memory: as Python integers their tokens would take ten times as much.
             at = 0
             for row in rows:
                 document = DocumentRow(**row)
@@ -185,8 +188,8 @@ def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
                             starts[i],
                             ends[i],
                             titles[i],
-                            tuple(ids[lo:hi]),
-                            tuple(token_ends[lo:hi]),
+                            array("I", ids[lo:hi].tobytes()),
+                            array("H", token_ends[lo:hi].tobytes()),
                         )
                     )
                 at += document.chunks
@@ -284,8 +287,9 @@ def _chunk_batch(chunks: Sequence[Chunk]) -> pa.RecordBatch:
     )
 
 
-def _list_parts(column: Any) -> tuple[list[int], list[int]]:
-    return column.values.to_pylist(), column.offsets.to_pylist()
+def _list_parts(column: Any) -> tuple[NDArray[np.unsignedinteger[Any]], list[int]]:
+    """The values of a list column, and the bounds of each list in them."""
+    return column.values.to_numpy(), column.offsets.to_pylist()
 
 
 class _Sink:
