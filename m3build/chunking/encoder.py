@@ -52,14 +52,14 @@ class Encoder:
             encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ]
         ends = self._spelling.ends(texts, ids)
-        if None not in ends:
-            return list(map(Encoded, map(tuple, ids), ends))
-        odd = [text for text, found in zip(texts, ends, strict=True) if found is None]
-        others = iter(self._tokenizer.encode_batch(odd, add_special_tokens=False))
-        return [
-            _with_offsets(next(others)) if found is None else Encoded(tuple(tokens), found)
-            for tokens, found in zip(ids, ends, strict=True)
+        found = [
+            Encoded(tuple(tokens), own) for tokens, own in zip(ids, ends, strict=True) if own is not None
         ]
+        if len(found) == len(texts):
+            return found
+        odd = [text for text, own in zip(texts, ends, strict=True) if own is None]
+        spelled, others = iter(found), iter(self._tokenizer.encode_batch(odd, add_special_tokens=False))
+        return [_with_offsets(next(others)) if own is None else next(spelled) for own in ends]
 
 
 def _with_offsets(encoding: Encoding) -> Encoded:

@@ -51,6 +51,7 @@ _MORE_SPACE = 0  # class of a space behind white space
 _NAMES = ["more space", *_SINGLE, *dict.fromkeys(name for _, _, name in _RANGES if name)]
 _BYTES = {name: size for _, size, name in _RANGES}
 GRID = 8  # characters
+_NEAR = 16  # places of the grid that are searched first
 _STEP = 0.25  # how fast gains follow a document
 _FAR_OFF = 1.3
 _MOST_EXCESS = 4.0  # that is believed at a time
@@ -124,11 +125,17 @@ class Forecast:
         end of the text.
         """
         first = start // GRID
-        if self._other is None:
-            found = bisect_right(self._sums, self._sums[first] + tokens / self._gain, first)
+        sums, other = self._sums, self._other
+        if other is None:
+            found = bisect_right(sums, sums[first] + tokens / self._gain, first)
         else:
+            gain, other_gain = self._gain, self._other_gain
+            wanted = tokens + gain * sums[first] + other_gain * other[first]
+            low, high = first, min(first + _NEAR, len(sums))
+            while high < len(sums) and gain * sums[high] + other_gain * other[high] <= wanted:
+                low, high = high, min(high + 2 * (high - first), len(sums))
             found = bisect_right(
-                range(len(self._sums)), tokens, first, key=lambda at: self.tokens(start, at * GRID)
+                range(high), wanted, low, key=lambda at: gain * sums[at] + other_gain * other[at]
             )
         return (found - 1) * GRID + start % GRID
 

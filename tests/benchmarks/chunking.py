@@ -5,8 +5,8 @@
 PATH is a text file or a directory of text files (.gz too). In one run, in one thread, prints the speed of
 the bare tokenizer over whole documents (ids only, the result dropped at once), with and without offsets,
 then of ``Chunker`` over the same documents (everything up to chunks with ids and ends), and their ratio:
-medians of CPU time over rounds in which they take turns, so that a busy machine disturbs all alike. ``--trained
-N`` does the same with a byte-level BPE of N tokens trained on the documents.
+medians of CPU time over rounds in which they take turns, so that a busy machine disturbs all alike.
+``--trained N`` does the same with a byte-level BPE of N tokens trained on the documents.
 """
 
 from __future__ import annotations
