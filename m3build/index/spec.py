@@ -24,7 +24,7 @@ from m3build_formats.errors import UsageError
 Storage = Literal["Flat", "SQfp16", "SQ8", "PQ", "HNSW"]
 
 EXACT_VECTORS = 1_000_000
-AUTO_LISTS = 1024
+AUTO_LISTS = 512
 MAX_LISTS = 16_384
 SAMPLE_PER_LIST = 32
 PQ_BITS = 8

@@ -48,8 +48,8 @@ def test_anything_else_is_refused_by_name(text: str) -> None:
 def test_auto_is_exact_while_small_and_ivf_beyond() -> None:
     assert choose_spec("auto", 0) == choose_spec("auto", EXACT_VECTORS) == IndexSpec("SQfp16")
     assert choose_spec("auto", EXACT_VECTORS).exact
-    assert str(choose_spec("auto", EXACT_VECTORS + 1)) == "IVF1024,SQfp16"
-    assert str(choose_spec("auto", 1_000 * EXACT_VECTORS)) == "IVF1024,SQfp16"
+    assert str(choose_spec("auto", EXACT_VECTORS + 1)) == "IVF512,SQfp16"
+    assert str(choose_spec("auto", 1_000 * EXACT_VECTORS)) == "IVF512,SQfp16"
 
 
 @given(st.integers(0, 10**12))
