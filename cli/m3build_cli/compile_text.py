@@ -19,7 +19,7 @@ def describe_result(result: CompileResult) -> str:
         f"{facts['chunks']:,} chunks, {facts['tokens']:,} tokens, "
         f"{facts['shards']} shard{'s' if facts['shards'] != 1 else ''} in {result.seconds:,.1f} s",
         f"  encoded     {result.encoded:,} references"
-        + (f", {result.reused:,} reused from the bank" if result.reused else "")
+        + (f", {result.reused:,} reused" if result.reused else "")
         + (f", {result.repeated:,} repeated" if result.repeated else ""),
         f"  duplicates  {facts['duplicates']:,} exact"
         + (f", {facts['near_duplicates']:,} near" if facts["near_duplicates"] else ""),

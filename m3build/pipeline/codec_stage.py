@@ -4,7 +4,7 @@ that it was not trained on.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +138,7 @@ def prepare_codec(
         },
     )
     if (done := ledger.get(key)) is not None:
-        entry = FileEntry.from_json(json.loads(done["entry"])) if done["entry"] else None
+        entry = FileEntry.from_json(done["entry"]) if done["entry"] else None
         if entry is None or data.is_sound(entry):
             codec = Codec.from_arrays(_arrays_of(data, entry), done["facts"])
             return PreparedCodec(codec, entry, done["facts"])
@@ -159,7 +159,7 @@ def prepare_codec(
         **_errors(codec, tested, model, progress),
     }
     entry = write_arrays(data, "codec", codec.to_arrays()) if spec.is_trained else None
-    ledger.put(key, {"entry": json.dumps(entry.to_json()) if entry else None, "facts": facts})
+    ledger.put(key, {"entry": entry.to_json() if entry else None, "facts": facts})
     return PreparedCodec(codec, entry, facts)
 
 
@@ -216,8 +216,6 @@ def _references_wanted(vectors: int, per_codebook: float, reference_bytes: int) 
 
 
 def _digest(sharded: ShardedCorpus, count: int) -> str:
-    import hashlib
-
     return hashlib.sha256(b"".join(key for key, _, _ in sharded.places.smallest(count))).hexdigest()
 
 

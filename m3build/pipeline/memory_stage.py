@@ -6,7 +6,6 @@ come, and then streamed in row order.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -98,7 +97,7 @@ class MemoryWriter:
         entry = self._finished(key, shard)
         if entry is None:
             entry = self._make(shard, stage)
-            self._ledger.put(key, {"entry": json.dumps(entry.to_json())})
+            self._ledger.put(key, {"entry": entry.to_json()})
         else:
             self.counts["reused"] += shard.rows
             stage.advance(shard.rows)
@@ -111,7 +110,7 @@ class MemoryWriter:
         done = self._ledger.get(key)
         if done is None:
             return None
-        entry = FileEntry.from_json(json.loads(done["entry"]))
+        entry = FileEntry.from_json(done["entry"])
         return entry if self._data.is_sound(entry) else None
 
     def _make(self, shard: StagedShard, stage: Stage) -> FileEntry:

@@ -4,7 +4,6 @@ measure recall.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -139,7 +138,7 @@ class VectorWriter:
         made = ShardVectors(embeddings, write_index(self._data, part))
         self._ledger.put(
             key,
-            {"embeddings": json.dumps(made.embeddings.to_json()), "index": json.dumps(made.index.to_json())},
+            {"embeddings": made.embeddings.to_json(), "index": made.index.to_json()},
         )
         return made
 
@@ -153,8 +152,8 @@ class VectorWriter:
         if done is None:
             return None
         return ShardVectors(
-            FileEntry.from_json(json.loads(done["embeddings"])),
-            FileEntry.from_json(json.loads(done["index"])),
+            FileEntry.from_json(done["embeddings"]),
+            FileEntry.from_json(done["index"]),
         )
 
 

@@ -1,4 +1,4 @@
-"""Memory does not grow with the corpus: the small form of tests/benchmarks/memory_growth.py."""
+"""Memory grows far less than the corpus: the small form of tests/benchmarks/memory_growth.py."""
 
 from __future__ import annotations
 
