@@ -83,22 +83,22 @@ def verify_deep(
         report = DeepReport(
             bytes_expected=same_files and _same_machine(manifest.model, manifest.libraries, loaded)
         )
-        encode = codec.row_encoder(loaded, batch_tokens=16384)
-        for shard, rows in _drawn(files, sample).items():
-            source = files.shards[shard]
-            chunks = [source.chunk(row) for row in rows]
-            stored = source.memories(rows)
-            texts = [chunk.title + "\n" + chunk.text if chunk.title else chunk.text for chunk in chunks]
-            tokens = [np.array(ids, np.uint32) for ids in _token_ids(loaded, texts)]
-            for at, (chunk, ids) in enumerate(zip(chunks, tokens, strict=True)):
-                if len(ids) != chunk.tokens:
-                    raise MismatchError(
-                        f"shard {shard}, row {rows[at]}: the tokenizer gives {len(ids)} tokens, the "
-                        f"bank has {chunk.tokens}"
-                    )
-            for indices, made in encode(tokens):
-                for index, row in zip(indices, made, strict=True):
-                    _compare(report, codec.codec, stored[index], row, f"shard {shard}, row {rows[index]}")
+        with codec.row_encoder(loaded, batch_tokens=16384) as encode:
+            for shard, rows in _drawn(files, sample).items():
+                source = files.shards[shard]
+                chunks = [source.chunk(row) for row in rows]
+                stored = source.memories(rows)
+                texts = [chunk.title + "\n" + chunk.text if chunk.title else chunk.text for chunk in chunks]
+                tokens = [np.array(ids, np.uint32) for ids in _token_ids(loaded, texts)]
+                for at, (chunk, ids) in enumerate(zip(chunks, tokens, strict=True)):
+                    if len(ids) != chunk.tokens:
+                        raise MismatchError(
+                            f"shard {shard}, row {rows[at]}: the tokenizer gives {len(ids)} tokens, the "
+                            f"bank has {chunk.tokens}"
+                        )
+                for indices, made in encode(tokens):
+                    for index, row in zip(indices, made, strict=True):
+                        _compare(report, codec.codec, stored[index], row, f"shard {shard}, row {rows[index]}")
     return report
 
 

@@ -22,9 +22,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Barrier
+from types import TracebackType
+from typing import Self
 
 import torch
 
@@ -73,6 +75,9 @@ class ReferenceEncoder:
     how many batches run at once on a CPU: by default torch's own number of threads. ``queries`` asks for that
     many queries of each reference, evenly spread over its tokens, to measure errors of attention with. None
     of them changes a bit of a memory.
+
+    As a context manager it keeps its threads from one call to the next until it is left; otherwise each call
+    starts its own, and what the allocator set aside for a thread is not given back when the thread ends.
     """
 
     def __init__(
@@ -90,6 +95,19 @@ class ReferenceEncoder:
         self._batch_tokens = batch_tokens
         self._threads = max(1, threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
         self._queries = queries
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        if self._model.device.type == "cpu":
+            self._pool = _single_threaded_pool(self._threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
     def encode(self, references: Sequence[Sequence[int]]) -> Iterator[EncodedBatch]:
         """Memories of references, given as token ids without the reference BOS, batch by batch in an order
@@ -103,7 +121,7 @@ class ReferenceEncoder:
             for indices in batches:
                 yield self._encode(references, indices)
             return
-        with _single_threaded_pool(self._threads) as pool:
+        with nullcontext(self._pool) if self._pool else _single_threaded_pool(self._threads) as pool:
             yield from _in_order(
                 pool, self._threads + 1, batches, lambda indices: self._encode(references, indices)
             )
@@ -215,8 +233,7 @@ def _spread(lengths: torch.Tensor, count: int) -> torch.Tensor:
     return (2 * torch.arange(count) + 1) * lengths[:, None] // (2 * max(count, 1))
 
 
-@contextmanager
-def _single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+def _single_threaded_pool(threads: int) -> ThreadPoolExecutor:
     """A pool of that many threads, in each of which torch's operators use that thread alone.
 
     torch keeps the number per thread, but a new thread starts with the number that was set last anywhere; so
@@ -224,15 +241,18 @@ def _single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """
     before = torch.get_num_threads()
     begun = Barrier(threads + 1)
-    with ThreadPoolExecutor(threads, "m3build-encode") as pool:
-        for _ in range(threads):
-            pool.submit(_use_one_thread, begun)
-        begun.wait()
-        torch.set_num_threads(before)
-        yield pool
+    pool = ThreadPoolExecutor(threads, "m3build-encode")
+    for _ in range(threads):
+        pool.submit(_use_one_thread, begun)
+    begun.wait()
+    torch.set_num_threads(before)
+    return pool
 
 
 def _use_one_thread(begun: Barrier) -> None:
+    # A thread takes over the number that was set last anywhere when it first asks for it, and would forget
+    # what was set before: so it is made to ask first.
+    torch.get_num_threads()
     torch.set_num_threads(1)
     begun.wait()
 

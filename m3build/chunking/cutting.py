@@ -32,7 +32,7 @@ RULE = 1  # grows whenever the same document would be cut in another way
 
 _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 20  # cut together
 _SECTION = 1 << 14  # characters at most
-_BATCH = 64  # texts for the tokenizer at a time
+_BATCH = 128  # texts for the tokenizer at a time
 _TITLE_SHARE = 3  # a title takes at most the limit divided by this
 
 

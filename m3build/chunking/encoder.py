@@ -9,9 +9,13 @@ and a slow one would take the time of the whole compilation.
 from __future__ import annotations
 
 import json
+from array import array
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from m3build.chunking.spelling import Spelling
+import numpy as np
+
+from m3build.chunking.spelling import Spelling, split_flat
 from m3build_formats.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -21,10 +25,13 @@ if TYPE_CHECKING:
 
 
 class Encoded(NamedTuple):
-    """Token ids of one text and the offset in characters at which each token ends (non-decreasing)."""
+    """Token ids of one text and the offset in characters at which each token ends (non-decreasing).
 
-    ids: tuple[int, ...]
-    ends: tuple[int, ...]
+    32-bit integers in arrays: tuples of Python integers would be made, counted and dropped for every token.
+    """
+
+    ids: array[int]
+    ends: array[int]
 
 
 class Encoder:
@@ -48,12 +55,16 @@ class Encoder:
                 _with_offsets(encoding)
                 for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)
             ]
-        ids = [
-            encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-        ends = self._spelling.ends(texts, ids)
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        counts = np.array([len(encoding) for encoding in encodings])
+        flat = np.fromiter(
+            chain.from_iterable(encoding.ids for encoding in encodings), np.int32, int(counts.sum())
+        )
+        ends = self._spelling.ends(texts, flat, counts)
         found = [
-            Encoded(tuple(tokens), own) for tokens, own in zip(ids, ends, strict=True) if own is not None
+            Encoded(ids, own)
+            for ids, own in zip(split_flat(flat, np.cumsum(counts)), ends, strict=True)
+            if own is not None
         ]
         if len(found) == len(texts):
             return found
@@ -66,12 +77,12 @@ def _with_offsets(encoding: Encoding) -> Encoded:
     """Ids and ends as the tokenizer reports them, made non-decreasing (a token without characters of its
     own may report 0).
     """
-    ends: list[int] = []
+    ends = array("i")
     highest = 0
     for _, end in encoding.offsets:
         highest = max(highest, end)
         ends.append(highest)
-    return Encoded(tuple(encoding.ids), tuple(ends))
+    return Encoded(array("i", encoding.ids), ends)
 
 
 def _plain_copy(tokenizer: Any) -> Tokenizer:

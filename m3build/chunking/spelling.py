@@ -18,14 +18,14 @@ All texts of a batch are worked on at once, in arrays: a token costs some ten na
 from __future__ import annotations
 
 import re
-from itertools import chain
-from typing import TYPE_CHECKING
+from array import array
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tokenizers import Tokenizer
 
@@ -45,40 +45,41 @@ class Spelling:
         self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
         self._lengths = np.array([len(piece) for piece in pieces], np.int32)
         self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
-        ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-        spelled = self._spell(np.array(ids, np.int32)).tobytes()
+        ids = np.array(tokenizer.encode(_PROBE, add_special_tokens=False).ids, np.int32)
+        spelled = self._spell(ids).tobytes()
         self._leads = spelled[:1] == b" "
         self._collapses = b"  " not in spelled
-        self.is_lossless = self.ends([_PROBE], [ids]) != [None]
+        self.is_lossless = self.ends([_PROBE], ids, np.array([ids.size])) != [None]
 
-    def ends(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
-        """For each text the offsets in characters at which its tokens end; None where the tokens do not
-        spell the text.
+    def ends(
+        self, texts: Sequence[str], ids: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]
+    ) -> list[array[int] | None]:
+        """For each text the offsets in characters at which its tokens end, as 32-bit integers; None where
+        the tokens do not spell the text.
+
+        ``ids`` are those of all texts one after the other, ``counts`` how many each text has.
         """
-        counts = np.array([len(tokens) for tokens in ids])
-        flat = np.fromiter(chain.from_iterable(ids), np.int32, int(counts.sum()))
         joint = (" " + " ".join(texts) if self._leads else "".join(texts)).encode()
         raw = np.frombuffer(joint, np.uint8)
         kept = self._kept(raw)
-        token_ends = np.cumsum(self._lengths[flat], dtype=np.int32)
+        token_ends = np.cumsum(self._lengths[ids], dtype=np.int32)
+        behind = np.cumsum(counts)
         # In characters, each text with its leading space: where texts end, and which character a byte
         # belongs to.
         text_ends = np.cumsum([len(text) + self._leads for text in texts])
         character = None if raw.size == text_ends[-1] else np.cumsum((raw & 0xC0) != 0x80, dtype=np.int32) - 1
-        if counts.all() and np.array_equal(self._spell(flat), raw[kept]):
-            last_bytes = kept[token_ends - 1]
+        if counts.all() and np.array_equal(self._spell(ids), raw if kept is None else raw[kept]):
+            last_bytes = token_ends - 1 if kept is None else kept[token_ends - 1]
             ends = (last_bytes if character is None else character[last_bytes]) + 1
-            behind = np.cumsum(counts)
             if np.array_equal(ends[behind - 1], text_ends):
                 firsts = np.repeat(text_ends - np.diff(text_ends, prepend=0) + self._leads, counts)
-                numbers = np.maximum(ends - firsts, 1).tolist()
-                return [
-                    tuple(numbers[end - count : end])
-                    for end, count in zip(behind.tolist(), counts.tolist(), strict=True)
-                ]
+                return list(split_flat(np.maximum(ends - firsts, 1), behind))
         if len(texts) == 1:
             return [None]
-        return [self.ends([text], [tokens])[0] for text, tokens in zip(texts, ids, strict=True)]
+        return [
+            self.ends([text], ids[end - count : end], np.array([count]))[0]
+            for text, end, count in zip(texts, behind, counts, strict=True)
+        ]
 
     def _spell(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
         """The bytes of tokens, one after the other."""
@@ -90,14 +91,23 @@ class Spelling:
         spelled: npt.NDArray[np.uint8] = self._bytes[places]
         return spelled
 
-    def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """Places of the bytes that are spelled: all, or of a run of spaces the last one."""
+    def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32] | None:
+        """Places of the bytes that are spelled: all (None), or of a run of spaces the last one."""
         if not self._collapses:
-            return np.arange(raw.size, dtype=np.int32)
+            return None
         space = raw == _SPACE
         dropped = np.zeros(raw.size, np.bool_)
         np.logical_and(space[:-1], space[1:], out=dropped[:-1])
         return np.flatnonzero(~dropped).astype(np.int32)
+
+
+def split_flat(flat: npt.NDArray[Any], behind: npt.NDArray[np.int64]) -> Iterator[array[int]]:
+    """The parts of an array of numbers that end at ``behind``, as 32-bit integers."""
+    numbers = array("i", flat.astype(np.int32, copy=False).tobytes())
+    start = 0
+    for end in behind.tolist():
+        yield numbers[start:end]
+        start = end
 
 
 def _pieces(tokenizer: Tokenizer) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import torch
@@ -10,6 +11,21 @@ from m3build_formats.errors import UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+# Compiled kernels that oneDNN and torch's layer above it keep; both read their limit when they are first
+# used, the latter in each thread.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 16, "LRU_CACHE_CAPACITY": 16}
+
+
+def bound_kernel_caches() -> None:
+    """Keep what compiled bfloat16 kernels take small: oneDNN compiles one for every shape of a matrix product
+    and keeps 1,024 of about 0.5 MiB each, so that memory would grow with the number of batch shapes a corpus
+    happens to have. Compiling one anew takes a millisecond.
+
+    Holds for this process, unless the environment says otherwise or oneDNN has been used before.
+    """
+    for name, capacity in KERNEL_CACHES.items():
+        os.environ.setdefault(name, str(capacity))
 
 
 def choose_device(asked: str) -> torch.device:

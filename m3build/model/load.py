@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from m3build.model.device import choose_device, choose_dtype, dtype_name
+from m3build.model.device import bound_kernel_caches, choose_device, choose_dtype, dtype_name
 from m3build.model.identity import fingerprint
 from m3build.model.memory3_file import read_memory3
 from m3build.model.probe import LayerFacts, probe
@@ -108,6 +108,7 @@ def load_model(
     architecture that cannot write memories), CorruptError (weights missing or broken), ResourceError (hub or
     memory out of reach).
     """
+    bound_kernel_caches()
     source = find_model(name, trust_remote_code=trust_remote_code)
     place = choose_device(device)
     number = choose_dtype(dtype, place)

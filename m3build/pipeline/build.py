@@ -132,7 +132,7 @@ def compile_bank(
             _refuse_other_file("--embedder-from", run.embedder_from, old.files.embedder, retrieval.file)
         code_key = _code_key(model, model_facts, codec)
         memories = MemoryWriter(
-            codec.row_encoder(model, run.batch_tokens),
+            stack.enter_context(codec.row_encoder(model, run.batch_tokens)),
             codec.row_bytes,
             code_key,
             sharded.places,

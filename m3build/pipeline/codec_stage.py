@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,10 @@ class PreparedCodec:
         """Bytes of a memory row: codes, then one byte a kept position."""
         return self.codec.row_bytes + len(self.codec.heads) * self.codec.slots
 
-    def row_encoder(self, model: LoadedModel, batch_tokens: int) -> Encode:
-        """A function from token ids of references to their memory rows."""
-        references = ReferenceEncoder(model, batch_tokens=batch_tokens)
+    @contextmanager
+    def row_encoder(self, model: LoadedModel, batch_tokens: int) -> Iterator[Encode]:
+        """A function from token ids of references to their memory rows, to be used until the context is
+        left."""
         quantizer = TorchEncoder(self.codec, model.device)
 
         def encode(
@@ -83,7 +85,8 @@ class PreparedCodec:
                     row = torch.cat([codes, batch.positions.flatten(1).to(codes.device)], dim=1)
                     yield batch.indices, row.cpu().numpy()
 
-        return encode
+        with ReferenceEncoder(model, batch_tokens=batch_tokens) as references:
+            yield encode
 
 
 def prepare_codec(

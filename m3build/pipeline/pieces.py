@@ -14,7 +14,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +271,8 @@ def _chunk_batch(chunks: Sequence[Chunk]) -> pa.RecordBatch:
     bounds = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum([len(c.token_ids) for c in chunks], out=bounds[1:])
     offsets: Any = pa.array(bounds)
-    ids: Any = np.fromiter(chain.from_iterable(c.token_ids for c in chunks), np.uint32, bounds[-1])
-    ends: Any = np.fromiter(chain.from_iterable(c.token_ends for c in chunks), np.uint16, bounds[-1])
+    ids: Any = _joined([c.token_ids for c in chunks], np.uint32)
+    ends: Any = _joined([c.token_ends for c in chunks], np.uint16)
     return pa.RecordBatch.from_arrays(
         [
             pa.array([c.text for c in chunks], pa.string()),
@@ -285,6 +284,10 @@ def _chunk_batch(chunks: Sequence[Chunk]) -> pa.RecordBatch:
         ],
         schema=CHUNKS,
     )
+
+
+def _joined(parts: Sequence[Sequence[int]], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
 
 
 def _list_parts(column: Any) -> tuple[NDArray[np.unsignedinteger[Any]], list[int]]:

@@ -260,8 +260,10 @@ def _seconds(
     step = max(1, len(sampled.chunks) // TIMED_REFERENCES)
     timed = sampled.chunks[::step][:TIMED_REFERENCES]
     tokens = [np.array(chunk.token_ids, np.uint32) for chunk in timed]
-    rows = PreparedCodec(codec, None, {}).row_encoder(model, run.batch_tokens)
-    with progress.stage("time", len(timed), "references") as stage:
+    with (
+        PreparedCodec(codec, None, {}).row_encoder(model, run.batch_tokens) as rows,
+        progress.stage("time", len(timed), "references") as stage,
+    ):
         for _ in rows(tokens[:8]):
             pass
         began = time.perf_counter()

@@ -125,11 +125,11 @@ def padded_batches(model: LoadedModel, references: list[list[int]], batch_tokens
 
 def encode_stage(prepared: PreparedCodec, model: LoadedModel) -> Callable[[list[list[int]]], None]:
     """What ``compile`` runs."""
-    encode = prepared.row_encoder(model, 16384)
 
     def run(references: list[list[int]]) -> None:
-        for _ in encode([np.array(tokens, np.uint32) for tokens in references]):
-            pass
+        with prepared.row_encoder(model, 16384) as encode:
+            for _ in encode([np.array(tokens, np.uint32) for tokens in references]):
+                pass
 
     return run
 

@@ -120,10 +120,10 @@ def count(tokenizer: Tokenizer, text: str) -> int:
 
 def check_encoding(tokenizer: Tokenizer, chunk: Chunk, limit: int) -> None:
     encoding = tokenizer.encode(chunk.reference_text, add_special_tokens=False)
-    assert chunk.token_ids == tuple(encoding.ids)
+    assert list(chunk.token_ids) == encoding.ids
     assert 1 <= len(chunk.token_ids) <= limit
     # A token without characters of its own may report an end before that of the token before it.
-    assert chunk.token_ends == tuple(itertools.accumulate((end for _, end in encoding.offsets), max))
+    assert list(chunk.token_ends) == list(itertools.accumulate((end for _, end in encoding.offsets), max))
 
 
 def stretches_left_out(text: str, chunks: Sequence[Chunk]) -> list[str]:

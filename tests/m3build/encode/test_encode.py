@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from models import ARCHITECTURES, save_tiny_model
 from m3build.capture import LayerCapture
 from m3build.encode import LADDER_STEP, EncodedBatch, ReferenceEncoder, padded_length
 from m3build.model import LoadedModel, ShapeRequest, load_model
+from m3build.selection import get_selector
 from m3build.selection.base import References, Selector
 from m3build_formats.errors import MismatchError, ResourceError
 
@@ -240,6 +242,53 @@ def test_keys_that_are_not_finite_are_never_returned(tiny_llama: Path) -> None:
         base.layers[1].self_attn.v_proj.weight[:] = float("inf")
     with pytest.raises(MismatchError, match="not finite in float32"):
         list(ReferenceEncoder(model).encode(references_of(2)))
+
+
+class AskingThreads(Selector):
+    """Keeps tokens by their key's norm, and notes how many threads torch has where it runs."""
+
+    name = "asking"
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def scores(self, layer: LayerCapture, references: References) -> torch.Tensor:
+        self.seen.add(torch.get_num_threads())
+        return get_selector("key-norm").scores(layer, references)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_each_batch_has_one_thread_whatever_the_caller_has(llama: LoadedModel, kept: bool) -> None:
+    before = torch.get_num_threads()
+    asking = AskingThreads()
+    encoder = ReferenceEncoder(llama, selector=asking, threads=3, batch_tokens=300)
+    try:
+        torch.set_num_threads(5)
+        with encoder if kept else nullcontext():
+            for _ in range(3):
+                list(encoder.encode(references_of(30)))
+            assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
+    assert asking.seen == {1}
+
+
+def test_an_encoder_as_a_context_keeps_its_threads_and_ends_them(llama: LoadedModel) -> None:
+    import threading
+
+    def own() -> set[int | None]:
+        return {t.ident for t in threading.enumerate() if t.name.startswith("m3build-encode")}
+
+    with ReferenceEncoder(llama, threads=2, batch_tokens=300) as encoder:
+        list(encoder.encode(references_of(30)))
+        begun = own()
+        batches = encoder.encode(references_of(30, seed=2))
+        next(batches)
+        batches.close()  # type: ignore[attr-defined]
+        list(encoder.encode(references_of(30, seed=3)))
+        assert len(begun) == 2
+        assert own() == begun
+    assert not own()
 
 
 def test_leaving_the_batches_half_way_ends_the_threads(llama: LoadedModel) -> None:
