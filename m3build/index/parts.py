@@ -47,9 +47,9 @@ class Part:
     buffer: npt.NDArray[np.uint8]
 
 
-def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]]) -> bytes:
-    """The FAISS file of one part: its embeddings, float16 (any, dim) each, in the order of their rows. Zero
-    rows are allowed."""
+def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]]) -> memoryview:
+    """The bytes of the FAISS file of one part: its embeddings, float16 (any, dim) each, in the order of their
+    rows. Zero rows are allowed."""
     faiss = load_faiss()
 
     index = empty_index(state)
@@ -61,7 +61,7 @@ def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]])
             index.quantizer = faiss.IndexFlatIP(state.dim)
             # How many lists to probe is the state's to say; FAISS's default keeps the bytes free of it.
             index.nprobe = 1
-        return bytes(faiss.serialize_index(index).tobytes())
+        return memoryview(faiss.serialize_index(index))
 
 
 def open_part(state: IndexState, buffer: bytes | memoryview | npt.NDArray[np.uint8], rows: int) -> Part:

@@ -24,6 +24,7 @@ from m3build.index import (
     sample_size,
     train,
 )
+from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.places import Places
 from m3build.pipeline.shard_stage import StagedShard
@@ -136,6 +137,8 @@ class VectorWriter:
         embeddings = write_embeddings(self._data, self._embed(shard, stage), self._embedder.dim)
         part = build_part(self._state, embedding_blocks(self._data.path, embeddings))
         made = ShardVectors(embeddings, write_index(self._data, part))
+        del part
+        give_back_freed_memory()
         self._ledger.put(
             key,
             {"embeddings": made.embeddings.to_json(), "index": made.index.to_json()},

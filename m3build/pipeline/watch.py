@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.result import StageTime
 from m3build.progress import Progress, Stage
 
@@ -28,6 +29,7 @@ class Watch:
         with self._inner.stage(name, total, unit) as inner:
             counted = _Counted(inner)
             yield counted
+        give_back_freed_memory()
         self.stages.append(StageTime(name, time.perf_counter() - began, counted.done, unit))
 
     def note(self, message: str) -> None:

@@ -149,7 +149,7 @@ def test_every_truncation_is_refused(states: dict[str, IndexState], spec: str) -
         with pytest.raises(CorruptError, match="index"):
             open_part(states[spec], data[:size], 50)
     with pytest.raises(CorruptError, match="bytes"):
-        open_part(states[spec], data + b"\0", 50)
+        open_part(states[spec], bytes(data) + b"\0", 50)
 
 
 @pytest.mark.parametrize("spec", SPECS)
