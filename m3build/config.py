@@ -44,6 +44,7 @@ class CompileOptions:
     codec_scope: str | None = None
     embedder: str | None = None
     index: str | None = None
+    exclude: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Settings:
     decides (memory layers and so on).
 
     ``codec`` and ``index`` are what was asked for (``auto`` included); what they came to stands in the
-    manifest's codec and index facts.
+    manifest's codec and index facts. ``exclude`` is all that was ever excluded and not readmitted, sorted.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Settings:
     codec_scope: str = "kind"
     embedder: str = "lexical"
     index: str = "auto"
+    exclude: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON object, as the manifest's ``settings`` keeps them."""
@@ -85,13 +87,18 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a build runs. None of this changes a byte of what comes out on one kind of machine."""
+    """How a build runs and what it may do; nothing here is remembered. ``rebuild``, ``retrain``,
+    ``readmit`` and the codec and embedder taken over decide what is made anew; nothing else changes a byte of
+    what comes out on one kind of machine.
+    """
 
     device: str = "auto"
     batch_tokens: int = 16384
     trust_remote_code: bool = False
     max_rejects: str = "1%"
     rebuild: bool = False
+    retrain: bool = False
+    readmit: tuple[str, ...] = ()
     allow_shrink: bool = False
     codec_from: str | None = None
     embedder_from: str | None = None
@@ -118,18 +125,26 @@ def parse_reject_limit(text: str) -> RejectLimit:
     raise UsageError(f"--max-rejects is a count or a percentage such as 100 or 1%, not {text!r}")
 
 
-def resolve(options: CompileOptions, recorded: Mapping[str, Any] | None, rebuild: bool) -> Settings:
+def resolve(
+    options: CompileOptions,
+    recorded: Mapping[str, Any] | None,
+    rebuild: bool,
+    readmit: tuple[str, ...] = (),
+) -> Settings:
     """Settings for a build: what was said, else what the bank records, else the defaults.
 
     ``recorded`` is the ``settings`` object of the bank's manifest, or None for a new bank. Raises
     MismatchError, naming every difference, when something said differs from the bank and ``rebuild`` is
-    false; UsageError without a model.
+    false; UsageError without a model, and for a pattern to ``readmit`` that is not excluded. Exclusions add
+    up: what a bank excludes stays excluded, with ``rebuild`` too, until it is readmitted.
     """
     said = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) is not None}
     old = {k: v for k, v in (recorded or {}).items() if k in Settings.__dataclass_fields__}
     # The model is compared by its fingerprint once it is loaded, not by the path someone typed.
     differing = [
-        name for name, value in said.items() if name in old and name != "model" and _plain(value) != old[name]
+        name
+        for name, value in said.items()
+        if name in old and name not in ("model", "exclude") and _plain(value) != old[name]
     ]
     if differing and not rebuild:
         listed = "; ".join(
@@ -144,6 +159,11 @@ def resolve(options: CompileOptions, recorded: Mapping[str, Any] | None, rebuild
         raise UsageError("which model? Name a transformers directory or hub id with --model")
     if "keep_fields" in merged:
         merged["keep_fields"] = tuple(merged["keep_fields"])
+    excluded = {*old.get("exclude", ()), *said.get("exclude", ())}
+    if unknown := sorted(set(readmit) - excluded):
+        there = ", ".join(sorted(excluded)) or "nothing"
+        raise UsageError(f"--readmit {unknown[0]}: is not excluded; the bank excludes {there}")
+    merged["exclude"] = tuple(sorted(excluded - set(readmit)))
     settings = Settings(**merged)
     _check(settings)
     return settings

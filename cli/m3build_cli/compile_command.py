@@ -151,6 +151,16 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 @click.option(
     "--rebuild", is_flag=True, help="Build anew with these options even if the bank was built with others."
 )
+@click.option("--retrain", is_flag=True, help="Make a new codec, embedder and index from these sources.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out documents whose id or source matches, now and in every later build; repeat for more.",
+)
+@click.option(
+    "--readmit", multiple=True, metavar="PATTERN", help="Exclude this pattern no longer; repeat for more."
+)
 @click.option("--allow-shrink", is_flag=True, help="Allow the bank to lose over half of its documents.")
 @click.option(
     "--progress",
@@ -180,9 +190,11 @@ def command(
     Examples:
       m3build compile corpus/ -o bank/ --model path/to/model
       m3build compile corpus/ -o bank/ --model path/to/model --plan
+      m3build compile corpus/ -o bank/ --exclude 'letters/*'
       zcat dump.jsonl.gz | m3build compile - -o bank/ --model path/to/model --text-field body
     """
     given["keep_fields"] = keep_fields or None
+    given["exclude"] = given["exclude"] or None
     run_fields = RunOptions.__dataclass_fields__
     options = CompileOptions(**{k: v for k, v in given.items() if k not in run_fields})
     run = RunOptions(**{k: v for k, v in given.items() if k in run_fields})

@@ -13,7 +13,14 @@ def describe_result(result: CompileResult) -> str:
     """
     facts = describe(result.manifest)
     if not result.changed:
-        return f"{result.bank}: version {result.version} is up to date, nothing to do"
+        if not result.repaired:
+            return f"{result.bank}: version {result.version} is up to date, nothing to do"
+        return "\n".join(
+            [
+                f"{result.bank}: version {result.version} is up to date; missing or damaged files made anew:",
+                *(f"  data/{name}" for name in result.repaired),
+            ]
+        )
     lines = [
         f"{result.bank}: version {result.version}, {facts['documents']:,} documents, "
         f"{facts['chunks']:,} chunks, {facts['tokens']:,} tokens, "
@@ -29,6 +36,8 @@ def describe_result(result: CompileResult) -> str:
             f"{name} {in_decimal_units(size)}" for name, size in facts["bytes"].items() if name != "total"
         ),
     ]
+    if facts["excluded"]:
+        lines.append(f"  excluded    {facts['excluded']:,} documents or files (--exclude)")
     if facts["empty_documents"]:
         lines.append(f"  empty       {facts['empty_documents']:,} documents without text")
     if facts["unsupported_files"]:

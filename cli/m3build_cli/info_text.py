@@ -20,6 +20,7 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
         ("corpus", f"{facts['documents']:,} documents, {facts['characters']:,} characters"),
         ("chunks", f"{facts['chunks']:,} in {facts['shards']:,} shards, {facts['tokens']:,} tokens"),
         ("left out", left_out(facts)),
+        *([("exclude", ", ".join(facts["exclude"]))] if facts["exclude"] else []),
         ("model", f"{model['name']} ({model['fingerprint'][:12]})"),
         (
             "memory",
@@ -54,6 +55,7 @@ def left_out(facts: dict[str, Any]) -> str:
         (facts["near_duplicates"], "near-duplicates"),
         (facts["empty_documents"], "empty documents"),
         (facts["rejects"], "rejects"),
+        (facts["excluded"], "excluded"),
         (facts["unsupported_files"], "files of other kinds"),
     ]
     return ", ".join(f"{count:,} {name}" for count, name in parts if count) or "nothing"

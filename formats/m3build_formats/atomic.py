@@ -87,9 +87,12 @@ def open_regular(name: str, directory: int) -> int:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
             raise CorruptError(f"{name}: is a link or a special file, which a bank never holds") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CorruptError(f"{name}: is not a regular file")
+    except BaseException:
         os.close(descriptor)
-        raise CorruptError(f"{name}: is not a regular file")
+        raise
     return descriptor
 
 
@@ -118,6 +121,13 @@ def link_exclusively(temporary: str, name: str, directory: int, where: str) -> b
             ) from error
         raise ResourceError(f"cannot create {name} in {where}: {_words(error)}") from error
     return True
+
+
+def close_quietly(descriptor: int) -> None:
+    """Gives back a descriptor that was written to. Its close may fail for bytes that are not on disk yet, but
+    those that count were synced, and an error here would hide the one that led here."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def remove_quietly(name: str, directory: int) -> None:

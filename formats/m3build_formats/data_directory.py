@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from m3build_formats.atomic import (
+    close_quietly,
     create_temporary,
     link_exclusively,
     open_directory,
@@ -100,12 +101,15 @@ class DataDirectory:
     """The data/ directory of a bank (or any other directory that exists) as a place to put content-addressed
     files.
 
-    A context manager; safe to use from several threads and, on the same directory, from several processes.
+    ``written`` are the names of the files that this object created or replaced; one that was there whole is
+    not among them. A context manager; safe to use from several threads and, on the same directory, from
+    several processes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._broken: str | None = None
+        self.written: set[str] = set()
         with resource_errors(f"cannot open {self.path}"):
             self._descriptor = open_directory(os.fspath(path))
 
@@ -153,7 +157,7 @@ class DataDirectory:
             self._publish(descriptor, temporary, entry)
             return entry
         finally:
-            os.close(descriptor)
+            close_quietly(descriptor)
             remove_quietly(temporary, self._descriptor)
 
     def is_sound(self, entry: FileEntry) -> bool:
@@ -186,6 +190,7 @@ class DataDirectory:
     def _publish(self, descriptor: int, temporary: str, entry: FileEntry) -> None:
         if self.is_sound(entry):
             return
+        self.written.add(entry.name)
         self._final(lambda: sync_file(descriptor, entry.name))
         if link_exclusively(temporary, entry.name, self._descriptor, os.fspath(self.path)) or self.is_sound(
             entry

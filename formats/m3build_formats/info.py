@@ -34,6 +34,8 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "empty_documents": manifest.counts["empty_documents"],
         "rejects": manifest.counts["rejects"],
         "unsupported_files": manifest.counts["unsupported_files"],
+        "excluded": manifest.counts.get("excluded", 0),
+        "exclude": excluded_patterns(manifest),
         "characters": manifest.counts["characters"],
         "shards": len(manifest.shards),
         "bytes": {**sizes, "total": total},
@@ -58,6 +60,13 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             **_present(manifest.index, "probes", "recall"),
         },
     }
+
+
+def excluded_patterns(manifest: Manifest) -> list[str]:
+    """The patterns of documents that stay out of the bank (``compile --exclude``)."""
+    settings = manifest.sources.get("settings")
+    found = settings.get("exclude") if isinstance(settings, dict) else None
+    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
 
 
 def _named(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:

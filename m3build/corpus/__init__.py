@@ -15,6 +15,7 @@ record and becomes a Reject.
 from __future__ import annotations
 
 from m3build.corpus.discover import STANDARD_INPUT, discover
+from m3build.corpus.exclusion import Exclusion
 from m3build.corpus.identity import IdRegistry, number_equals
 from m3build.corpus.options import SourceOptions
 from m3build.corpus.read import read_range, split
@@ -23,6 +24,7 @@ from m3build.corpus.standard_input import spool_standard_input
 
 __all__ = [
     "STANDARD_INPUT",
+    "Exclusion",
     "IdRegistry",
     "SourceFile",
     "SourceOptions",

@@ -24,7 +24,8 @@ class SourceOptions:
     no byte order mark (and, for HTML, names no encoding); ``encoding_errors`` "strict" rejects the record
     that cannot be decoded, "replace" puts U+FFFD. ``max_document_bytes`` bounds one document or record as
     stored in the decompressed file, and so the memory of a reader. ``range_bytes`` is the size aimed at
-    when a file is cut into ranges. Raises UsageError for a value that cannot be meant.
+    when a file is cut into ranges. ``exclude`` are patterns of documents to leave out (see ``exclusion``).
+    Raises UsageError for a value that cannot be meant.
     """
 
     text_field: str = "text"
@@ -35,6 +36,7 @@ class SourceOptions:
     encoding_errors: Literal["strict", "replace"] = "strict"
     max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES
     range_bytes: int = DEFAULT_RANGE_BYTES
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for option, value in (("--text-field", self.text_field), ("--id-field", self.id_field)):
@@ -42,6 +44,8 @@ class SourceOptions:
                 raise UsageError(f"{option}: the name of a field cannot be empty")
         if "" in self.keep_fields or self.title_field == "":
             raise UsageError("--title-field, --keep-field: the name of a field cannot be empty")
+        if "" in self.exclude:
+            raise UsageError("--exclude: a pattern cannot be empty")
         if len(set(self.keep_fields)) != len(self.keep_fields):
             raise UsageError("--keep-field: a field is named twice")
         try:

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 
 from m3build.chunking import Chunker, ChunkOptions, NearDuplicates
 from m3build.config import CompileOptions, RunOptions, Settings, parse_reject_limit, resolve
-from m3build.corpus import SourceFile, discover, spool_standard_input
+from m3build.corpus import Exclusion, SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
 from m3build.pipeline.codec_stage import PreparedCodec, check_codec, memory_key, prepare_codec
 from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
+from m3build.pipeline.exclusion_notes import exclusion_notes
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.libraries import library_versions
 from m3build.pipeline.memory_stage import MemoryWriter, OldMemories
@@ -31,13 +32,13 @@ from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_recall
 from m3build.pipeline.watch import Watch
+from m3build.pipeline.written import reference_ids
 from m3build.progress import Progress, Silent
 from m3build.records import Reject
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
 from m3build_formats.errors import InputError, MismatchError, UsageError
 from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, ShardEntry, VersionContents
-from m3build_formats.open_bank import BankFiles
 from m3build_formats.rejects_file import RejectRow, write_rejects
 
 STANDARD_INPUT = "-"
@@ -60,7 +61,10 @@ def compile_bank(
     watch = Watch(progress or Silent())
     limit = parse_reject_limit(run.max_rejects)
     old = _current(bank)
-    settings = resolve(options, old.sources.get("settings") if old else None, run.rebuild)
+    recorded = old.sources.get("settings") if old else None
+    settings = resolve(options, recorded, run.rebuild, run.readmit)
+    # The version whose codec and embedder this build keeps.
+    kept = None if run.rebuild or run.retrain else old
     # Whatever can be wrong with sources, model and options is found before the bank's directory is touched.
     files, found = _find([source for source in sources if source != STANDARD_INPUT])
     model = _load(settings, run)
@@ -74,6 +78,9 @@ def compile_bank(
         ledger = Ledger(build / "ledger")
         if STANDARD_INPUT in sources:
             files = _with_standard_input(files, standard_input, build)
+        exclusion = Exclusion(settings.exclude)
+        files = [file for file in files if not exclusion.takes_file(file.name)]
+        found = [reject for reject in found if not exclusion.takes_file(reject.source)]
         near = None
         if settings.near_duplicates:
             near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
@@ -115,8 +122,7 @@ def compile_bank(
         codec = prepare_codec(
             settings,
             run,
-            old if not run.rebuild else None,
-            Path(bank),
+            kept,
             model,
             model_facts["fingerprint"],
             sharded,
@@ -124,12 +130,13 @@ def compile_bank(
             ledger,
             watch,
         )
-        retrieval = prepare_retrieval(
-            settings, run, old if not run.rebuild else None, Path(bank), sharded, writer.data, watch
-        )
-        if old is not None and not run.rebuild:
-            _refuse_other_file("--codec-from", run.codec_from, old.files.codec, codec.file)
-            _refuse_other_file("--embedder-from", run.embedder_from, old.files.embedder, retrieval.file)
+        retrieval = prepare_retrieval(settings, run, kept, sharded, writer.data, watch)
+        if kept is not None:
+            _refuse_other_file("--codec-from", run.codec_from, kept.files.codec, codec.file)
+            _refuse_other_file("--embedder-from", run.embedder_from, kept.files.embedder, retrieval.file)
+        matched = exclusion.matched + corpus.excluded
+        for note in exclusion_notes(options.exclude or (), recorded, matched, kept):
+            watch.note(note)
         code_key = _code_key(model, model_facts, codec)
         memories = MemoryWriter(
             stack.enter_context(codec.row_encoder(model, run.batch_tokens)),
@@ -144,7 +151,7 @@ def compile_bank(
         shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, watch)
         contents = VersionContents(
             operation="compile",
-            counts=counts,
+            counts={**counts, "excluded": matched.total()},
             sources={"settings": settings.to_json(), "files": len(files)},
             chunker={
                 **chunker.describe(),
@@ -180,6 +187,10 @@ def compile_bank(
         )
         changed = old is None or not _same(old, contents)
         manifest = writer.commit(contents, old) if changed or old is None else old
+        # Files of the version there was that this build found missing or damaged, and wrote.
+        repaired = sorted(writer.data.written & set(old.all_files())) if old is not None else []
+        if repaired and not changed:
+            writer.data.sync()
         sharded.places.close()
         # Still under the lock: the next writer's scratch files must not be taken for this one's.
         shutil.rmtree(build, ignore_errors=True)
@@ -187,6 +198,7 @@ def compile_bank(
         bank=os.fspath(bank),
         manifest=manifest,
         changed=changed,
+        repaired=tuple(repaired),
         encoded=memories.counts["encoded"],
         reused=memories.counts["reused"],
         repeated=memories.counts["repeated"],
@@ -288,9 +300,10 @@ def _old_memories(
     if old is None or old.code_key != code_key:
         return None
     places = stack.enter_context(closing(Places(build / "old-places.sqlite")))
-    with BankFiles(writer.path, old) as files:
-        for number, shard in enumerate(files.shards):
-            places.add(number, (key.tobytes() for block in shard.chunk_ids() for key in block))
+    for number, shard in enumerate(old.shards):
+        # A damaged file is as good as none: what it held is encoded again.
+        if writer.data.is_sound(shard.chunks):
+            places.add(number, reference_ids(writer.data.path, shard.chunks))
     return OldMemories(old, places, writer.data)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from m3build.codec.codec import Codec
 from m3build.codec.encoder import TorchEncoder
 from m3build.codec.errors import measure_errors
+from m3build.codec.members import few_members
 from m3build.codec.presets import resolve_codec
 from m3build.codec.rows import Scope, codebook_count
 from m3build.codec.train import train_codec, training_vectors_wanted
@@ -32,7 +33,7 @@ from m3build.progress import Progress
 from m3build_formats.arrays_file import write_arrays
 from m3build_formats.bank import open_bank, read_manifest
 from m3build_formats.data_directory import DataDirectory
-from m3build_formats.errors import MismatchError
+from m3build_formats.errors import CorruptError, MismatchError
 from m3build_formats.manifest import FileEntry, Manifest
 
 # Held-out references on which a codec's errors are measured, and the query tokens of each that look at its
@@ -93,7 +94,6 @@ def prepare_codec(
     settings: Settings,
     run: RunOptions,
     old: Manifest | None,
-    bank: Path,
     model: LoadedModel,
     fingerprint: str,
     sharded: ShardedCorpus,
@@ -101,14 +101,41 @@ def prepare_codec(
     ledger: Ledger,
     progress: Progress,
 ) -> PreparedCodec:
-    """The bank's own codec, that of ``--codec-from``, or a new one trained on this corpus.
+    """The codec of the version ``old``, that of ``--codec-from``, or a new one trained on this corpus.
 
-    Raises MismatchError when a codec that is taken over was made for memories of another shape.
+    A damaged codec file of ``old`` is made again if this corpus gives the same one. Raises CorruptError
+    where it does not, MismatchError when a codec that is taken over was made for memories of another shape.
     """
     if run.codec_from is not None:
         return _taken_over(Path(run.codec_from), model, data)
     if old is not None:
-        return _taken_over(bank, model, data)
+        _refuse_other_shape("the bank", old, model)
+        if old.files.codec is None or data.is_sound(old.files.codec):
+            codec = Codec.from_arrays(_arrays_of(data, old.files.codec), old.codec)
+            return PreparedCodec(codec, old.files.codec, dict(old.codec))
+        progress.note("the bank's codec file is missing or damaged: training it again")
+    made = _trained(settings, run, model, fingerprint, sharded, data, ledger, progress)
+    if old is None:
+        return made
+    if made.file != old.files.codec:
+        raise CorruptError(
+            "the bank's codec file is missing or damaged, and these sources give another one: restore the "
+            "file, or let --retrain encode all memories anew"
+        )
+    return PreparedCodec(made.codec, made.file, dict(old.codec))
+
+
+def _trained(
+    settings: Settings,
+    run: RunOptions,
+    model: LoadedModel,
+    fingerprint: str,
+    sharded: ShardedCorpus,
+    data: DataDirectory,
+    ledger: Ledger,
+    progress: Progress,
+) -> PreparedCodec:
+    """A codec trained on this corpus, or found finished by an earlier, stopped build."""
     vectors = len(model.shape.heads) * model.shape.sparse_tokens
     references = len(sharded.places)
     held_out = min(HELD_OUT_REFERENCES, references // 5)
@@ -159,6 +186,7 @@ def prepare_codec(
     facts = {
         **codec.facts(),
         "trained_on": {"references": training, "corpus_references": references},
+        **few_members(codec, sample.keys, sample.values, sample.positions),
         **_errors(codec, tested, model, progress),
     }
     entry = write_arrays(data, "codec", codec.to_arrays()) if spec.is_trained else None
@@ -203,7 +231,7 @@ def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> Prepared
     return PreparedCodec(codec, entry, dict(manifest.codec))
 
 
-def _refuse_other_shape(bank: Path, manifest: Manifest, model: LoadedModel) -> None:
+def _refuse_other_shape(bank: Path | str, manifest: Manifest, model: LoadedModel) -> None:
     there, shape = manifest.codec, model.shape
     expected = ([list(head) for head in shape.heads], shape.head_dim, shape.sparse_tokens)
     if (there["heads"], there["head_dim"], there["slots"]) != expected:

@@ -60,12 +60,15 @@ class RejectGate:
 
 @dataclass(frozen=True, slots=True)
 class ChunkedCorpus:
-    """The corpus as finished pieces in canonical order, with what was counted."""
+    """The corpus as finished pieces in canonical order, with what was counted; ``excluded`` documents by
+    pattern.
+    """
 
     pieces: tuple[Piece, ...]
     counts: dict[str, int]
     found: tuple[Reject, ...]
     gate: RejectGate
+    excluded: Counter[str]
 
     def documents(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
         """All documents with their chunks, in canonical order."""
@@ -100,6 +103,7 @@ def chunk_corpus(
     for reject in found:
         counts["unsupported_files" if reject.kind == "unsupported" else "rejects"] += 1
         gate(reject)
+    excluded: Counter[str] = Counter()
     hashes = ContentHashes()
     pieces: list[Piece] = []
     directory.mkdir(parents=True, exist_ok=True)
@@ -108,12 +112,13 @@ def chunk_corpus(
             piece = make_piece(unit, directory, ledger, hashes, chunker, options, shaped_by, gate)
             pieces.append(piece)
             counts.update(piece.counts)
+            excluded.update(piece.excluded)
             stage.advance(unit.bytes)
     gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
     if not counts["documents"]:
         why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
         raise InputError(
             f"nothing to compile: {len(files)} files, {counts['empty_documents']} empty documents, "
-            f"{counts['rejects']} rejects, no text{why}"
+            f"{counts['rejects']} rejects, {excluded.total()} excluded, no text{why}"
         )
-    return ChunkedCorpus(tuple(pieces), dict(counts), tuple(found), gate)
+    return ChunkedCorpus(tuple(pieces), dict(counts), tuple(found), gate, excluded)

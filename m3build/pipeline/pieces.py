@@ -23,7 +23,7 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from m3build.chunking import Chunker
-from m3build.corpus import SourceFile, SourceOptions, SourceRange, read_range, split
+from m3build.corpus import Exclusion, SourceFile, SourceOptions, SourceRange, read_range, split
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.records import Chunk, Document, Reject
 from m3build_formats.canonical_json import canonical_json
@@ -35,7 +35,7 @@ UNIT_BYTES = 16 << 20
 # up.
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 2 << 20
-PIECE_VERSION = 1
+PIECE_VERSION = 2
 
 _DOCUMENT_FIELDS: list[Any] = [
     ("id", pa.string()),
@@ -69,14 +69,15 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A finished unit: two Arrow files and what was counted on the way. Its rejects stay on disk, in the
-    ledger under ``key``.
+    """A finished unit: two Arrow files and what was counted on the way, with the documents left out by each
+    pattern of ``--exclude``. Its rejects stay on disk, in the ledger under ``key``.
     """
 
     key: str
     documents: Path
     chunks: Path
     counts: dict[str, int]
+    excluded: dict[str, int]
 
     def rejects(self, ledger: Ledger) -> list[Reject]:
         """The rejects of the unit, in order."""
@@ -152,15 +153,18 @@ def make_piece(
     if done is not None and documents.exists() and chunks.exists():
         for reject in done["rejects"]:
             on_reject(Reject(**reject))
-        return Piece(key, documents, chunks, done["counts"])
+        return Piece(key, documents, chunks, done["counts"], done["excluded"])
     counts: Counter[str] = Counter()
     rejects: list[Reject] = []
+    exclusion = Exclusion(options.exclude)
+    found = _documents(unit, options, exclusion, counts, rejects, on_reject)
     with _Sink(documents, DOCUMENTS) as document_sink, _Sink(chunks, CHUNKS) as chunk_sink:
-        for batch in _batches(chunker.cut_many(_documents(unit, options, counts, rejects, on_reject))):
+        for batch in _batches(chunker.cut_many(found)):
             document_sink.write(_document_batch(batch))
-            chunk_sink.write(_chunk_batch([c for _, found in batch for c in found]))
-    ledger.put(key, {"counts": dict(counts), "rejects": [asdict(r) for r in rejects]})
-    return Piece(key, documents, chunks, dict(counts))
+            chunk_sink.write(_chunk_batch([chunk for _, cut in batch for chunk in cut]))
+    excluded = dict(exclusion.matched)
+    ledger.put(key, {"counts": dict(counts), "excluded": excluded, "rejects": [asdict(r) for r in rejects]})
+    return Piece(key, documents, chunks, dict(counts), excluded)
 
 
 def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
@@ -198,12 +202,15 @@ def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
 def _documents(
     unit: Unit,
     options: SourceOptions,
+    exclusion: Exclusion,
     counts: Counter[str],
     rejects: list[Reject],
     on_reject: Callable[[Reject], None],
 ) -> Iterator[Document]:
     for item in unit.ranges:
         for record in read_range(item, options):
+            if isinstance(record, Document) and exclusion.takes(record):
+                continue
             if isinstance(record, Document) and (bad := _unstorable(record)):
                 record = bad
             if isinstance(record, Reject):

@@ -21,7 +21,7 @@ from m3build.codec.presets import resolve_codec
 from m3build.codec.rows import Scope, codebook_count
 from m3build.codec.spec import CodecSpec
 from m3build.config import CompileOptions, RunOptions, Settings, resolve
-from m3build.corpus import SourceOptions, SourceRange, discover, read_range
+from m3build.corpus import Exclusion, SourceOptions, SourceRange, discover, read_range
 from m3build.embed import make_embedder
 from m3build.index import choose_spec, stored_bytes
 from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
@@ -102,7 +102,7 @@ def plan_build(
     """
     listener = progress or Silent()
     old = read_manifest(bank) if bank is not None and is_bank(bank) and list_versions(bank) else None
-    settings = resolve(options, old.sources.get("settings") if old else None, run.rebuild)
+    settings = resolve(options, old.sources.get("settings") if old else None, run.rebuild, run.readmit)
     if not sources and references is None:
         raise UsageError("what to plan for? Name SOURCES, or a number with --references")
     if references is not None and not 1 <= references <= 1e15:
@@ -187,7 +187,8 @@ def _sample(sources: Sequence[str], settings: Settings, model: LoadedModel, prog
     if "-" in sources:
         raise UsageError("--plan cannot look at standard input without using it up: plan with --references N")
     options = source_options(settings)
-    files = discover(sources, lambda reject: None)
+    exclusion = Exclusion(settings.exclude)
+    files = [file for file in discover(sources, lambda reject: None) if not exclusion.takes_file(file.name)]
     units = list(units_of(files, options))
     total = sum(unit.bytes for unit in units)
     # Every n-th range, so that a corpus that changes along the way is seen all along.
@@ -219,9 +220,10 @@ def _sample(sources: Sequence[str], settings: Settings, model: LoadedModel, prog
 
 
 def _documents(ranges: Sequence[SourceRange], options: SourceOptions) -> Iterator[Document]:
+    exclusion = Exclusion(options.exclude)
     for item in ranges:
         for record in read_range(item, options):
-            if isinstance(record, Document):
+            if isinstance(record, Document) and not exclusion.takes(record):
                 yield record
 
 

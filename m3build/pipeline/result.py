@@ -24,7 +24,8 @@ class StageTime:
 class CompileResult:
     """The outcome of ``compile``: the version that is current now, and what the build did for it.
 
-    ``changed`` is false when sources and options gave the version that was there already. ``encoded``
+    ``changed`` is false when sources and options gave the version that was there already. ``repaired`` names
+    the data files of the version before that were missing or damaged and were made anew. ``encoded``
     references went through the model, ``reused`` ones were copied from the bank, ``repeated`` ones from an
     earlier shard of this build. ``rejects`` holds the first few.
     """
@@ -32,6 +33,7 @@ class CompileResult:
     bank: str
     manifest: Manifest
     changed: bool
+    repaired: tuple[str, ...]
     encoded: int
     reused: int
     repeated: int
@@ -52,6 +54,7 @@ class CompileResult:
             "version": self.version,
             "sha256": self.manifest.sha256,
             "changed": self.changed,
+            "repaired": list(self.repaired),
             "encoded": self.encoded,
             "reused": self.reused,
             "repeated": self.repeated,

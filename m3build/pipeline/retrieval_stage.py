@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from m3build.config import RunOptions, Settings
 from m3build.embed import Embedder, load_embedder, make_embedder
@@ -14,10 +13,10 @@ from m3build.index import IndexState, choose_spec
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.pipeline.vector_stage import FIT_REFERENCES, sample_texts, train_index
 from m3build.progress import Progress, Stage
-from m3build_formats.arrays_file import write_arrays
+from m3build_formats.arrays_file import read_arrays, write_arrays
 from m3build_formats.bank import open_bank, read_manifest
 from m3build_formats.data_directory import DataDirectory
-from m3build_formats.errors import MismatchError
+from m3build_formats.errors import CorruptError, MismatchError
 from m3build_formats.manifest import FileEntry, Manifest
 
 
@@ -42,22 +41,42 @@ def prepare_retrieval(
     settings: Settings,
     run: RunOptions,
     old: Manifest | None,
-    bank: Path,
     sharded: ShardedCorpus,
     data: DataDirectory,
     progress: Progress,
 ) -> PreparedRetrieval:
-    """The bank's own embedder and index state, those of ``--embedder-from``, or new ones fitted on this
-    corpus.
+    """Embedder and index state of the version ``old``, those of ``--embedder-from``, or new ones fitted on
+    this corpus.
 
-    Both are kept together: coarse centroids belong to one embedder's vectors.
+    Both are kept together: coarse centroids belong to one embedder's vectors. A damaged file of ``old`` is
+    made again if this corpus gives the same one; raises CorruptError where it does not.
     """
-    taken = Path(run.embedder_from) if run.embedder_from is not None else bank if old is not None else None
-    if taken is not None:
-        with open_bank(taken) as files:
+    if run.embedder_from is not None:
+        with open_bank(run.embedder_from) as files:
             arrays = files.embedder_arrays()
-            embedder, state = _embedder_of(arrays, settings.embedder, taken), IndexState.from_arrays(arrays)
+            embedder = _embedder_of(arrays, settings.embedder, run.embedder_from)
+            state = IndexState.from_arrays(arrays)
             return PreparedRetrieval(embedder, state, write_arrays(data, "embedder", dict(arrays)))
+    kept = old.files.embedder if old is not None else None
+    if kept is not None and data.is_sound(kept):
+        arrays = dict(read_arrays(kept, memoryview((data.path / kept.name).read_bytes())))
+        embedder = _embedder_of(arrays, settings.embedder, "the bank")
+        return PreparedRetrieval(embedder, IndexState.from_arrays(arrays), kept)
+    if kept is not None:
+        progress.note("the bank's embedder file is missing or damaged: fitting it again")
+    made = _fitted(settings, sharded, data, progress)
+    if kept is not None and made.file != kept:
+        raise CorruptError(
+            "the bank's embedder file is missing or damaged, and these sources give another one: restore the "
+            "file, or let --retrain make embedder and index anew"
+        )
+    return made
+
+
+def _fitted(
+    settings: Settings, sharded: ShardedCorpus, data: DataDirectory, progress: Progress
+) -> PreparedRetrieval:
+    """An embedder and an index state made from this corpus."""
     embedder = make_embedder(settings.embedder)
     count = min(FIT_REFERENCES, len(sharded.places))
     with progress.stage("fit", count, "references") as stage:
@@ -68,7 +87,7 @@ def prepare_retrieval(
     return PreparedRetrieval(embedder, state, file)
 
 
-def _embedder_of(arrays: Arrays, name: str, bank: Path) -> Embedder:
+def _embedder_of(arrays: Arrays, name: str, bank: str) -> Embedder:
     """The embedder that wrote ``arrays``: by the name that was asked for where there is one, since a bank
     keeps no path of a model.
     """

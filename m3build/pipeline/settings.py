@@ -17,6 +17,7 @@ def source_options(settings: Settings) -> SourceOptions:
         encoding=settings.encoding,
         encoding_errors="strict" if settings.encoding_errors == "strict" else "replace",
         max_document_bytes=settings.max_document_bytes,
+        exclude=settings.exclude,
     )
 
 

@@ -30,6 +30,15 @@ def reference_texts(data: Path, entry: FileEntry) -> Iterator[list[str]]:
             yield [reference_text(title, text) for title, text in zip(titles, texts, strict=True)]
 
 
+def reference_ids(data: Path, entry: FileEntry) -> Iterator[bytes]:
+    """The ids of the references of a chunks file, 32 bytes each, in row order."""
+    with pa.memory_map(str(data / entry.name)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            column: Any = file.get_batch(number).column("id")
+            yield from column.to_pylist()
+
+
 def texts_of_rows(data: Path, entry: FileEntry, rows: Sequence[int]) -> list[str]:
     """The reference texts of single rows of a chunks file."""
     with pa.memory_map(str(data / entry.name)) as source:

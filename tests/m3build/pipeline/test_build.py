@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_corpus import build, data_files, sentence, write_corpus
 
 from m3build.api import compile as compile_bank
 from m3build.bank import open_bank
@@ -19,58 +20,10 @@ from m3build_formats.errors import InputError, MismatchError, UsageError
 from m3build_formats.info import describe
 from m3build_formats.verify import verify
 
-WORDS = [
-    "memory",
-    "layer",
-    "head",
-    "token",
-    "query",
-    "key",
-    "value",
-    "bank",
-    "shard",
-    "index",
-    "chunk",
-    "reference",
-    "model",
-    "attention",
-    "search",
-    "text",
-    "file",
-    "version",
-    "write",
-    "read",
-    "build",
-    "codec",
-]
-
-
-def sentence(number: int) -> str:
-    words = [WORDS[(number * 7 + i * (1 + number % 5)) % len(WORDS)] for i in range(12)]
-    return " ".join(words).capitalize() + f" number {number}."
-
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Twelve documents of a few paragraphs each, one of them in two places, one empty, one Chinese."""
-    directory = tmp_path / "corpus"
-    directory.mkdir()
-    for number in range(12):
-        text = "\n\n".join(" ".join(sentence(number * 40 + i * 8 + j) for j in range(8)) for i in range(4))
-        (directory / f"{number:02d}.txt").write_text(text, encoding="utf-8")
-    (directory / "copy-of-00.txt").write_bytes((directory / "00.txt").read_bytes())
-    (directory / "empty.txt").write_text("  \n", encoding="utf-8")
-    (directory / "zh.md").write_text("# 标题\n\n记忆很短。每段文字最多一百二十八个词元！\n", encoding="utf-8")
-    return directory
-
-
-def build(corpus: Path | list[Path], bank: Path, model: Path, **options: Any) -> Any:
-    listed = corpus if isinstance(corpus, list) else [corpus]
-    return compile_bank(listed, bank, model=str(model), **{"shard_chunks": 8, **options})
-
-
-def data_files(bank: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (bank / "data").iterdir()}
+    return write_corpus(tmp_path / "corpus")
 
 
 def test_a_bank_holds_what_the_sources_hold(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
