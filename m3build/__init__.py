@@ -15,12 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m3build.api import compile as compile
+    from m3build.api import diff as diff
+    from m3build.api import gc as gc
+    from m3build.api import log as log
+    from m3build.api import merge as merge
+    from m3build.api import rollback as rollback
     from m3build.bank import Bank as Bank
     from m3build.bank import open_bank as open_bank
 
-__all__ = ["Bank", "compile", "open_bank"]
+__all__ = ["Bank", "compile", "diff", "gc", "log", "merge", "open_bank", "rollback"]
 
-_HOMES = {"compile": "m3build.api", "open_bank": "m3build.bank", "Bank": "m3build.bank"}
+_HOMES = {
+    "compile": "m3build.api",
+    "diff": "m3build.api",
+    "gc": "m3build.api",
+    "log": "m3build.api",
+    "merge": "m3build.api",
+    "rollback": "m3build.api",
+    "open_bank": "m3build.bank",
+    "Bank": "m3build.bank",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,23 @@
-"""``m3build.compile``: the whole way from files to a bank as one call. The command line is a shell around the
-same function.
+"""What the commands do to banks, as one call each: ``m3build.compile`` (the whole way from files to a bank),
+``merge``, ``gc``, ``log``, ``diff``, ``rollback``. The command line is a shell around the same functions.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from m3build.config import CompileOptions, RunOptions
 from m3build_formats.errors import UsageError
 
 if TYPE_CHECKING:
+    from m3build.pipeline.merge_result import MergeResult
     from m3build.pipeline.result import CompileResult
+    from m3build_formats.diff_report import Difference
+    from m3build_formats.gc import GcReport
+    from m3build_formats.history import UnreadableVersion, Version
+    from m3build_formats.rollback import Rollback
 
 
 def compile(
@@ -39,3 +44,87 @@ def compile(
         CompileOptions(**{k: v for k, v in options.items() if k in compile_fields}),
         RunOptions(**{k: v for k, v in options.items() if k in run_fields}),
     )
+
+
+def merge(
+    banks: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    prefer: Literal["first", "last"] | None = None,
+    embedder_from: str | os.PathLike[str] | None = None,
+) -> MergeResult:
+    """Make a new bank of the documents of several, without encoding anything again.
+
+    ``out`` must not be there or be empty. A document that several banks hold with the same content is one;
+    ``prefer`` says which bank's to take where the content differs. Embeddings and index are made anew, with
+    the embedder of the bank ``embedder_from`` if one is named. Raises MismatchError for banks that do not fit
+    together, InputError for documents that differ under one id, and the other errors of
+    ``m3build_formats.errors``.
+    """
+    from m3build.pipeline.merge import merge_banks
+
+    taken = None if embedder_from is None else os.fspath(embedder_from)
+    return merge_banks(banks, out, prefer=prefer, embedder_from=taken)
+
+
+def gc(
+    bank: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    grace: str | float | None = None,
+    purge: bool = False,
+    dry_run: bool = False,
+    wait_seconds: float = 0.0,
+) -> GcReport:
+    """Remove all but the newest ``keep`` versions of a bank (default 10), and the files that only they need.
+
+    ``grace`` ("30s", "15m", "1h", "7d", or seconds; default 1h) spares what was current or made that short
+    ago; ``purge`` keeps the current version alone, at once, and empties build/. Raises the errors of
+    ``m3build_formats.gc.collect``.
+    """
+    from m3build_formats.gc import collect
+
+    return collect(bank, keep=keep, grace=grace, purge=purge, dry_run=dry_run, wait_seconds=wait_seconds)
+
+
+def log(bank: str | os.PathLike[str], limit: int | None = None) -> tuple[Version | UnreadableVersion, ...]:
+    """The versions of a bank, newest first; at most the ``limit`` newest. One whose manifest cannot be read
+    is there as an ``UnreadableVersion``.
+
+    Raises UsageError (no bank, no version yet), ResourceError.
+    """
+    from m3build_formats.history import versions
+
+    return versions(bank, limit)
+
+
+def diff(a: str | os.PathLike[str], b: str | os.PathLike[str] | None = None, limit: int = 10) -> Difference:
+    """What changed from ``a`` to ``b``: each is the path of a bank, meaning its current version, or
+    ``"path@version"``. At most ``limit`` ids are listed of each kind of change.
+
+    Without ``b``: from the version that the current one was made from; with ``"path@version"`` from that
+    version to the current one. Raises UsageError, CorruptError, NewerFormatError, BusyError, ResourceError.
+    """
+    from m3build_formats.diff import diff_versions
+
+    return diff_versions(a, b, limit)
+
+
+def rollback(
+    bank: str | os.PathLike[str],
+    version: int,
+    *,
+    quick: bool = False,
+    readmit: Collection[str] = (),
+    wait_seconds: float = 10.0,
+) -> Rollback:
+    """Commit a new version of ``bank`` that holds what ``version`` held; nothing is overwritten.
+
+    Its files are hashed first, or with ``quick`` only looked for. Raises UsageError (no such version),
+    MismatchError (documents that were excluded since would come back, and ``readmit`` does not name their
+    patterns), CorruptError (it is not whole), BusyError (another process writes for ``wait_seconds``),
+    ResourceError.
+    """
+    from m3build_formats.rollback import rollback as roll_back
+
+    return roll_back(bank, version, quick=quick, readmit=readmit, wait_seconds=wait_seconds)

@@ -8,6 +8,7 @@ is parsed is checked first.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -89,9 +90,11 @@ class ChunkFacts:
     def kept_tokens(self, layer: int, head: int) -> list[int]:
         """Positions of the tokens that a memory head kept, ascending. KeyError for a head that holds no
         memory."""
-        if self.kept is None or (layer, head) not in self.heads:
+        # Heads ascend, and there may be many thousands of them.
+        place = bisect_left(self.heads, (layer, head))
+        if self.kept is None or self.heads[place : place + 1] != ((layer, head),):
             raise KeyError((layer, head))
-        positions = self.kept[self.heads.index((layer, head))].tolist()
+        positions = self.kept[place].tolist()
         return [position for position in positions if position != UNUSED_SLOT]
 
 

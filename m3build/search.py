@@ -119,13 +119,24 @@ class Searcher:
                     raise MismatchError(
                         f"search: {embedder.name} is not the embedder that this bank was made with"
                     )
-                if embedder.dim != state.dim:
-                    raise CorruptError(
-                        f"index: {state.dim} dimensions, but those of the embedder are {embedder.dim}"
-                    )
+                self._check_facts(embedder, state)
                 parts = [_once(state, shard) for shard in self._shards]
                 self._opened = embedder, PartedIndex(state, parts)
             return self._opened
+
+    def _check_facts(self, embedder: Embedder, state: IndexState) -> None:
+        """What the arrays hold must be what the manifest says, by which the shards are read and people
+        judge."""
+        manifest = self._files.manifest
+        if not embedder.dim == state.dim == manifest.embedder["dim"]:
+            raise CorruptError(
+                f"index: {state.dim} dimensions, but those of the embedder are {embedder.dim} and those of "
+                f"the embeddings {manifest.embedder['dim']}"
+            )
+        for key in ("type", "metric"):
+            found, said = state.facts()[key], manifest.index[key]
+            if found != said:
+                raise CorruptError(f"index: its {key} is {found}, the manifest says {said[:60]!r}")
 
     def _candidates(
         self, look: Callable[[int], Found], queries: int, wanted: int, k: int
@@ -194,7 +205,10 @@ def sources_of(shards: Sequence[Shard], places: Sequence[tuple[int, int]]) -> It
     """All occurrences of a chunk that has these places (shard, row), in their order."""
     for number, row in places:
         shard = shards[number]
-        for occurrence in shard.chunk(row).occurrences:
+        occurrences = shard.chunk(row).occurrences
+        if not occurrences:
+            raise CorruptError(f"shard {number}: the chunk in row {row} has no occurrence")
+        for occurrence in occurrences:
             try:
                 document = shard.document(occurrence.row)
             except IndexError:

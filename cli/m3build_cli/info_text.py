@@ -33,10 +33,10 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
             f"times smaller",
         ),
     ]
-    if codec["key_error"] is not None:
-        rows.append(
-            ("error", f"keys {codec['key_error']:.4f}, values {codec['value_error']:.4f} of the variance")
-        )
+    errors = {"keys": codec["key_error"], "values": codec["value_error"]}
+    measured = [f"{name} {error:.4f}" for name, error in errors.items() if error is not None]
+    if measured:
+        rows.append(("error", f"{', '.join(measured)} of the variance"))
     rows += [
         ("embedder", f"{facts['embedder']['name']}, {facts['embedder']['dim']} dimensions"),
         ("index", f"{index['type']}, {index['metric']}, {index['vectors']:,} vectors" + recall(index)),
@@ -63,4 +63,5 @@ def left_out(facts: dict[str, Any]) -> str:
 
 def recall(index: dict[str, Any]) -> str:
     """Recall of an approximate index, if measured."""
-    return f", recall@10 {index['recall']:.3f}" if index.get("recall") is not None else ""
+    found = index.get("recall")
+    return f", recall@10 {found:.3f}" if isinstance(found, int | float) else ""

@@ -8,6 +8,7 @@ transformers, faiss or pyarrow.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,11 @@ COMMANDS = {
     "show": "One chunk: text, sources, kept tokens.",
     "search": "Find chunks by text.",
     "verify": "Check that a bank is what its manifest says.",
+    "log": "The versions of a bank and what each changed.",
+    "diff": "What changed between two versions or two banks.",
+    "rollback": "Make an older version of a bank current again.",
+    "merge": "Make one bank of several, without encoding anything again.",
+    "gc": "Remove old versions and the files that only they need.",
 }
 INTERRUPTED, TERMINATED, BUG = 130, 143, 1
 
@@ -130,6 +136,10 @@ def run(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     signal.signal(signal.SIGTERM, _on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names and texts come in any script, whatever the locale can show.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args=given, prog_name="m3build", standalone_mode=False)
         sys.stdout.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,8 +41,10 @@ def json_option(function: F) -> F:
 
 
 def print_json(value: object) -> None:
-    """One JSON document, keys as they come, any text as it is."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+    """One JSON document, keys as they come, any text as it is where standard output can show it."""
+    # Escapes of the stream itself would not be JSON.
+    unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    click.echo(json.dumps(value, ensure_ascii=not unicode, indent=2, allow_nan=False))
 
 
 def source_json(source: Source) -> dict[str, Any]:

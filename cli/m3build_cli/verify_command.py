@@ -59,18 +59,8 @@ def command(
     from m3build_formats.verify import verify
 
     report = verify(bank, level="quick" if level == "quick" else "default", version=version)
-    answer: dict[str, object] = {
-        "bank": str(bank),
-        "level": level,
-        "files_checked": report.files_checked,
-        "bytes_checked": report.bytes_checked,
-        "problems": [
-            {"file": p.file, "row": p.row, "promise": p.promise, "message": p.message}
-            for p in report.problems
-        ],
-        "unreachable": list(report.unreachable),
-    }
-    lines = [f"{p.file}{'' if p.row is None else f', row {p.row}'}: {p.message}" for p in report.problems]
+    answer: dict[str, object] = {"bank": str(bank), "level": level, **report.to_json()}
+    lines = [str(problem) for problem in report.problems]
     deep = None
     if level == "deep" and not report.problems:
         from m3build.deep_verify import verify_deep
@@ -95,5 +85,5 @@ def command(
     if lines:
         raise CorruptError(
             f"{bank}: {len(lines)} problem{'s' if len(lines) > 1 else ''} found. Restore the files "
-            f"named, or build anew with compile --rebuild"
+            f"named, or run m3build compile again, which makes them anew"
         )

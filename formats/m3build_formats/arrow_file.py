@@ -155,9 +155,7 @@ class CheckedArrowFile:
             if first:
                 batch.validate(full=True)
         except (pa.ArrowException, OSError, EOFError, struct.error, OverflowError, MemoryError) as error:
-            raise self._corrupt(
-                number, f"does not parse as Arrow ({str(error).splitlines()[0][:120]})"
-            ) from error
+            raise self._corrupt(number, f"does not parse as Arrow ({first_line(error)})") from error
         if first:
             if batch.num_rows != self.rows_of(number):
                 raise self._corrupt(number, f"has {batch.num_rows} rows, expected {self.rows_of(number)}")
@@ -178,9 +176,7 @@ class CheckedArrowFile:
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(head[len(ARROW_FILE_START) :]))
         except (pa.ArrowException, OSError, EOFError, OverflowError, MemoryError) as error:
-            raise CorruptError(
-                f"{name}: its schema does not parse ({str(error).splitlines()[0][:120]})"
-            ) from error
+            raise CorruptError(f"{name}: its schema does not parse ({first_line(error)})") from error
         if not schema.equals(self.schema, check_metadata=True):
             raise CorruptError(f"{name}: has other columns than format 1 gives it")
 
@@ -188,6 +184,12 @@ class CheckedArrowFile:
         first = number * self._batches.rows
         last = first + self.rows_of(number) - 1
         return CorruptError(f"{self.entry.name}: record batch {number} (rows {first} to {last}) {message}")
+
+
+def first_line(error: Exception) -> str:
+    """An error of Arrow in a few words: the start of its first line, made printable, or its class."""
+    line = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return line if line.isprintable() else repr(line)
 
 
 class _Pipe(io.RawIOBase):

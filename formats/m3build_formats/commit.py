@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from m3build_formats.atomic import (
+    close_quietly,
     create_temporary,
     link_exclusively,
     open_directory,
@@ -60,28 +61,38 @@ class BankWriter:
         self._broken: str | None = None
 
     def __enter__(self) -> Self:
-        _make_bank_directory(self.path)
-        with resource_errors(f"cannot write to {self.path}"):
-            bank = open_directory(os.fspath(self.path), follow=True)
-            try:
-                self._lock = _take_lock(bank, self.path, self._wait_seconds)
-                for name in (VERSIONS_DIRECTORY, DATA_DIRECTORY, BUILD_DIRECTORY):
-                    _make_directory(name, bank)
-                sync_directory(bank, os.fspath(self.path))
-                self._versions = open_directory(VERSIONS_DIRECTORY, bank)
-                data = open_directory(DATA_DIRECTORY, bank)
-            except BaseException:
-                self._release()
-                raise
-            finally:
-                os.close(bank)
-            try:
-                remove_temporaries(self._versions)
-                remove_temporaries(data)
-            finally:
-                os.close(data)
-        self._data = DataDirectory(self.path / DATA_DIRECTORY)
+        is_new = _make_bank_directory(self.path)
+        try:
+            with resource_errors(f"cannot write to {self.path}"):
+                self._enter(is_new)
+            self._data = DataDirectory(self.path / DATA_DIRECTORY)
+        except BaseException:
+            self._release()
+            raise
         return self
+
+    def _enter(self, is_new: bool) -> None:
+        bank = open_directory(os.fspath(self.path), follow=True)
+        try:
+            self._lock = _take_lock(bank, self.path, self._wait_seconds)
+            if is_new:
+                # The lock's name marks a bank that has nothing else yet, so it is safe before anything else
+                # appears: of unsynced entries a power loss may leave any.
+                sync_directory(bank, os.fspath(self.path))
+            for name in (VERSIONS_DIRECTORY, DATA_DIRECTORY, BUILD_DIRECTORY):
+                _make_directory(name, bank)
+            sync_directory(bank, os.fspath(self.path))
+            self._versions = open_directory(VERSIONS_DIRECTORY, bank)
+            # A writer that died may have left a version that is there for all to see and not yet on disk.
+            sync_directory(self._versions, os.fspath(self.path / VERSIONS_DIRECTORY))
+            data = open_directory(DATA_DIRECTORY, bank)
+        finally:
+            os.close(bank)
+        try:
+            remove_temporaries(self._versions)
+            remove_temporaries(data)
+        finally:
+            os.close(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,18 +125,26 @@ class BankWriter:
         version may name it."""
         return self.data.is_sound(entry)
 
-    def commit(self, contents: VersionContents, base: Manifest | None) -> Manifest:
+    def commit(
+        self, contents: VersionContents, base: Manifest | None, *, over_damaged: int | None = None
+    ) -> Manifest:
         """Creates the version that follows ``base`` (None for a first one) and returns its manifest.
+
+        ``over_damaged`` is the number of the current version where its manifest is damaged: the new version
+        then follows that one, and ``base`` is any older version.
 
         Raises BusyError where ``base`` is no longer current (plan anew and try again), CorruptError where a
         data file that ``contents`` names is missing or has another size, ResourceError, and ValueError for
         contents that make no valid manifest.
         """
         self._refuse_if_broken()
-        version = base.version + 1 if base else 1
+        version = (over_damaged or (base.version if base else 0)) + 1
         if version > MAX_VERSION:
             raise ResourceError(f"{self.path}: format 1 numbers no more than {MAX_VERSION} versions")
-        self._check_base(base)
+        if over_damaged is None:
+            self._check_base(base)
+        else:
+            self._check_damaged(over_damaged)
         manifest = Manifest(
             **{item.name: getattr(contents, item.name) for item in fields(VersionContents)},
             version=version,
@@ -157,6 +176,15 @@ class BankWriter:
                 f"{self.path}: version {base.version} is no longer what this build started from; run it again"
             )
 
+    def _check_damaged(self, version: int) -> None:
+        """Raises BusyError unless ``version`` is current and damaged."""
+        if list_versions(self.path)[-1:] == [version]:
+            try:
+                read_manifest(self.path, version)
+            except CorruptError:
+                return
+        raise BusyError(f"{self.path}: version {version} is no longer damaged and current; run it again")
+
     def _create_manifest(self, name: str, data: bytes) -> None:
         where = os.fspath(self.path / VERSIONS_DIRECTORY)
         with resource_errors(f"cannot create a file in {where}"):
@@ -171,7 +199,7 @@ class BankWriter:
                 raise BusyError(f"{where}/{name} appeared while this build ran; run it again")
             self._final(lambda: sync_directory(self._versions, where))
         finally:
-            os.close(descriptor)
+            close_quietly(descriptor)
             remove_quietly(temporary, self._versions)
 
     def _refuse_if_broken(self) -> None:
@@ -194,25 +222,42 @@ class BankWriter:
             self._data = None
         for descriptor in (self._versions, self._lock):
             if descriptor >= 0:
-                os.close(descriptor)
+                close_quietly(descriptor)
         self._versions = self._lock = -1
 
 
-def _make_bank_directory(path: Path) -> None:
+def _make_bank_directory(path: Path) -> bool:
+    """Makes the bank's directory where it is missing. True where it holds no bank yet."""
     with resource_errors(f"cannot make the directory {path}"):
-        missing = [place for place in (path, *path.parents) if not place.exists()]
         path.mkdir(parents=True, exist_ok=True)
         names = {name for name in os.listdir(path) if not name.startswith(".")}
-        for place in missing:
-            parent = open_directory(os.fspath(place.parent), follow=True)
-            try:
-                sync_directory(parent, os.fspath(place.parent))
-            finally:
-                os.close(parent)
-    if names and not names & {VERSIONS_DIRECTORY, LOCK_FILE}:
-        raise UsageError(
-            f"{path}: is a directory with other things in it, not a bank; name an empty or new one"
-        )
+        if names and not names & {VERSIONS_DIRECTORY, LOCK_FILE}:
+            raise UsageError(
+                f"{path}: is a directory with other things in it, not a bank; name an empty or new one"
+            )
+        is_new = VERSIONS_DIRECTORY not in names
+        if is_new:
+            _sync_above(path.absolute())
+    return is_new
+
+
+def _sync_above(path: Path) -> None:
+    """Forces the entries that lead to a new bank to disk, as far up as its file system goes.
+
+    All of them, not only those made just now: a writer that died may have made directories and synced none.
+    """
+    device = path.stat().st_dev
+    for place in path.parents:
+        try:
+            directory = open_directory(os.fspath(place), follow=True)
+        except PermissionError:
+            return  # no writer of ours made an entry in there
+        try:
+            if os.fstat(directory).st_dev != device:
+                return
+            sync_directory(directory, os.fspath(place))
+        finally:
+            os.close(directory)
 
 
 def _make_directory(name: str, parent: int) -> None:
@@ -242,7 +287,7 @@ def _take_lock(bank: int, path: Path, wait_seconds: float) -> int:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except BaseException:
-        os.close(descriptor)
+        close_quietly(descriptor)
         raise
     return descriptor
 

@@ -192,11 +192,11 @@ def _refuse_newer(value: JSON, where: str) -> None:
         )
     if isinstance(features, list):
         unknown = [
-            str(feature)[:60]
-            for feature in features
-            if not isinstance(feature, str) or feature not in KNOWN_FEATURES
+            feature for feature in features if not isinstance(feature, str) or feature not in KNOWN_FEATURES
         ]
         if unknown:
-            raise NewerFormatError(
-                f"{where}: needs unknown features ({', '.join(unknown[:5])}): upgrade m3build"
+            # A name may hold anything, line feeds and terminal escapes too.
+            shown = ", ".join(
+                name if (name := str(feature)[:60]).isprintable() else repr(name) for feature in unknown[:5]
             )
+            raise NewerFormatError(f"{where}: needs unknown features ({shown}): upgrade m3build")

@@ -104,6 +104,8 @@ def manifest_problems(value: object) -> list[Problem]:
         if files.get(kind) is not None:
             _check_file(check, files[kind], f"files.{kind}", kind)
     _check_row_bytes(check, top, has_memories)
+    if not check.problems:
+        _check_codec_fits(check, top)
     return check.problems
 
 
@@ -125,11 +127,12 @@ def _check_base(check: Checker, base: object, version: int | None) -> None:
 
 
 def _check_sections(check: Checker, top: Mapping[str, Any]) -> None:
+    kv_heads = None
     model = check.mapping(top.get("model"), "model", ("name", "fingerprint", "kv_heads", "head_dim"))
     if model is not None:
         check.text(model.get("name"), "model.name")
         check.text(model.get("fingerprint"), "model.fingerprint")
-        check.integer(model.get("kv_heads"), "model.kv_heads", 1, MAX_HEADS)
+        kv_heads = check.integer(model.get("kv_heads"), "model.kv_heads", 1, MAX_HEADS)
         check.integer(model.get("head_dim"), "model.head_dim", 1, MAX_DIMENSION)
     required = ("memory_layers", "memory_heads", "sparse_tokens", "reference_tokens")
     memory = check.mapping(top.get("memory"), "memory", required)
@@ -143,7 +146,7 @@ def _check_sections(check: Checker, top: Mapping[str, Any]) -> None:
         else:
             for number, of_layer in enumerate(heads):
                 path = f"memory.memory_heads[{number}]"
-                if check.integers(of_layer, path, MAX_HEADS - 1, MAX_HEADS) == []:
+                if check.integers(of_layer, path, (kv_heads or MAX_HEADS) - 1, MAX_HEADS) == []:
                     check.add(path, "expected at least one head")
         check.integer(memory.get("sparse_tokens"), "memory.sparse_tokens", 1, MAX_REFERENCE_TOKENS)
         check.integer(memory.get("reference_tokens"), "memory.reference_tokens", 1, MAX_REFERENCE_TOKENS)
@@ -191,6 +194,20 @@ def _check_row_bytes(check: Checker, top: Mapping[str, Any], has_memories: bool)
         )
     if has_memories and not slots:
         check.add("row_bytes", "is zero, but the shards have memories")
+
+
+def _check_codec_fits(check: Checker, top: Mapping[str, Any]) -> None:
+    """Checks what a decoder is told of the memories against the sections that say it first."""
+    memory, codec = top["memory"], top["codec"]
+    layers = zip(memory["memory_layers"], memory["memory_heads"], strict=True)
+    expected = {
+        "heads": [[layer, head] for layer, of_layer in layers for head in of_layer],
+        "head_dim": top["model"]["head_dim"],
+        "slots": memory["sparse_tokens"],
+    }
+    for key, value in expected.items():
+        if key in codec and codec[key] != value:
+            check.add(f"codec.{key}", f"expected {str(value)[:60]}, as memory and model say")
 
 
 def _check_shards(check: Checker, top: Mapping[str, Any]) -> bool:

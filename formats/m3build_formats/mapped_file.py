@@ -52,6 +52,12 @@ class MappedFile:
                 self._whole_checked = True
         return self.data
 
+    def release(self) -> None:
+        """Hands the pages of the file that were read back to the system, for whoever reads much of a bank
+        once; a page that is touched again is read again."""
+        if isinstance(self.data.obj, mmap.mmap):
+            self.data.obj.madvise(mmap.MADV_DONTNEED)
+
 
 def _map(descriptor: int, size: int) -> memoryview:
     if sys.version_info >= (3, 13):

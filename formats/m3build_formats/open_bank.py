@@ -36,7 +36,7 @@ class BankFiles:
         self._lock = threading.Lock()
         self._ids: IdIndex | None = None
         raise_descriptor_limit(len(manifest.all_files()))
-        directory = _open_data(path)
+        directory = open_data(path)
         try:
             dim = manifest.embedder["dim"]
             self.shards = tuple(Shard(entry, directory, manifest.row_bytes, dim) for entry in manifest.shards)
@@ -70,6 +70,12 @@ class BankFiles:
     def embedder_arrays(self) -> dict[str, NDArray[Any]]:
         """The embedder's named arrays, read-only; empty where the embedder has none."""
         return self._arrays("embedder")
+
+    def whole_file(self, kind: str) -> memoryview | None:
+        """All bytes of the file of kind "codec", "embedder", "rejects" or "eval", after a check of its
+        SHA-256; None where the version has none. Raises CorruptError."""
+        file = self._files.get(kind)
+        return file.whole() if file is not None else None
 
     def rejects(self) -> Iterator[RejectRow]:
         """What could not be used of the sources, in the order of the sources."""
@@ -106,7 +112,8 @@ class BankFiles:
         return read_arrays(file.entry, file.data) if file is not None else {}
 
 
-def _open_data(path: Path) -> int:
+def open_data(path: Path) -> int:
+    """A descriptor of a bank's data/; raises CorruptError where it is missing, ResourceError."""
     try:
         bank = open_directory(os.fspath(path), follow=True)
         try:

@@ -24,6 +24,9 @@ from m3build_formats.layout import (
 )
 
 _PIECE_BYTES = 1 << 16
+_BLOCK_HEADER_BYTES = 3
+_CHECKSUM_BYTES = 4
+_REPEATED_BYTE = 1  # the kind of a block that holds one byte to be repeated
 _MAX_FIELD_CHARACTERS = 4096
 _FIELDS = ("kind", "reason", "source", "where")
 
@@ -79,6 +82,8 @@ def read_rejects(entry: FileEntry, data: memoryview) -> Iterator[RejectRow]:
                 f"{entry.name}: line {count + 1} is not an object of the strings {', '.join(_FIELDS)}"
             )
         count += 1
+        if entry.rows is not None and count > entry.rows:
+            raise CorruptError(f"{entry.name}: holds more than the expected {entry.rows} lines")
         yield RejectRow(**value)
     if entry.rows is not None and count != entry.rows:
         raise CorruptError(f"{entry.name}: holds {count} lines, expected {entry.rows}")
@@ -97,7 +102,7 @@ def _lines(entry: FileEntry, data: memoryview) -> Iterator[bytes]:
         if total > MAX_REJECTS_TEXT_BYTES:
             raise CorruptError(f"{entry.name}: decompresses to more than {MAX_REJECTS_TEXT_BYTES} bytes")
         *whole, rest = (rest + piece).split(b"\n")
-        if len(rest) > MAX_REJECT_LINE_BYTES:
+        if max(map(len, (*whole, rest))) > MAX_REJECT_LINE_BYTES:
             raise CorruptError(f"{entry.name}: has a line of more than {MAX_REJECT_LINE_BYTES} bytes")
         yield from whole
     if rest:
@@ -115,9 +120,27 @@ def _pieces(entry: FileEntry, data: memoryview) -> Iterator[bytes]:
             and declared > MAX_REJECTS_TEXT_BYTES
         ):
             raise CorruptError(f"{entry.name}: its zstd frame declares {declared} bytes")
+        if _frame_bytes(data, frame.has_checksum) != data.nbytes:
+            raise CorruptError(f"{entry.name}: is not one whole zstd frame")
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
         with decompressor.stream_reader(data, read_across_frames=False) as reader:
             while piece := reader.read(_PIECE_BYTES):
                 yield piece
     except zstandard.ZstdError as error:
         raise CorruptError(f"{entry.name}: does not decompress ({error})") from error
+
+
+def _frame_bytes(data: memoryview, has_checksum: bool) -> int | None:
+    """Bytes of the zstd frame that ``data`` begins with, from the headers of its blocks (RFC 8878, 3.1.1);
+    None where it is cut off or is a frame without data. The decompressor stops in silence at the end of a
+    frame, and at the end of half a frame too."""
+    if bytes(data[: len(zstandard.FRAME_HEADER)]) != zstandard.FRAME_HEADER:
+        return None
+    place, last = zstandard.frame_header_size(data[:64]), False
+    while not last:
+        block = int.from_bytes(data[place : place + _BLOCK_HEADER_BYTES], "little")
+        last, kind, size = bool(block & 1), block >> 1 & 3, block >> 3
+        place += _BLOCK_HEADER_BYTES + (1 if kind == _REPEATED_BYTE else size)
+        if place > data.nbytes:
+            return None
+    return place + _CHECKSUM_BYTES * has_checksum

@@ -39,18 +39,24 @@ class Shard:
         self.documents: int = entry.documents
         self.row_bytes = row_bytes
         self.dim = dim
-        self._chunks = _table(MappedFile(entry.chunks, directory), CHUNKS_SCHEMA, _ID_BYTES)
-        self._documents = _table(MappedFile(entry.documents_file, directory), DOCUMENTS_SCHEMA, _ID_BYTES)
-        self._embeddings = _table(MappedFile(entry.embeddings, directory), embeddings_schema(dim), 2 * dim)
-        self._index = MappedFile(entry.index, directory)
+        files = {kind: MappedFile(file, directory) for kind, file in entry.files()}
+        self._files = tuple(files.values())
+        self._chunks = _table(files["chunks"], CHUNKS_SCHEMA, _ID_BYTES)
+        self._documents = _table(files["documents"], DOCUMENTS_SCHEMA, _ID_BYTES)
+        self._embeddings = _table(files["embeddings"], embeddings_schema(dim), 2 * dim)
+        self._index = files["index"]
         self._memories: CheckedArrowFile | None = None
-        if entry.memories is not None:
-            file = MappedFile(entry.memories, directory)
-            self._memories = _table(file, memories_schema(row_bytes), row_bytes)
+        if "memories" in files:
+            self._memories = _table(files["memories"], memories_schema(row_bytes), row_bytes)
 
     @property
     def has_memories(self) -> bool:
         return self._memories is not None
+
+    def release(self) -> None:
+        """Hands the pages of all files that were read back to the system (see `MappedFile.release`)."""
+        for file in self._files:
+            file.release()
 
     def chunk(self, row: int) -> ChunkRow:
         """The chunk in ``row``; raises IndexError, CorruptError."""

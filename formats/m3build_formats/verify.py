@@ -9,12 +9,13 @@ damaged table the record batches that are bad, and for a sound one whether its r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from m3build_formats.atomic import open_directory, open_regular
+from m3build_formats.atomic import open_directory, open_regular, resource_errors
 from m3build_formats.bank import list_versions, manifest_name, read_manifest
 from m3build_formats.entries import Batches, FileEntry
 from m3build_formats.errors import CorruptError, M3Error, UsageError
@@ -117,14 +118,15 @@ class _Files:
         from m3build_formats.verify_rows import check_bank_file, check_shard
 
         for kind, entry in manifest.files.files():
-            key: tuple[object, ...] = (entry.name,)
+            key: tuple[object, ...] = (entry,)
             if self._sound[entry.name] and key not in self._shards_seen:
                 self._shards_seen.add(key)
                 yield from check_bank_file(kind, entry, directory)
         for shard in manifest.shards:
-            names = [entry.name for _, entry in shard.files()]
-            key = (*names, manifest.row_bytes, manifest.embedder["dim"])
-            if all(self._sound[name] for name in names) and key not in self._shards_seen:
+            # The whole entries: two of one name may say different rows and batches.
+            key = (shard, manifest.row_bytes, manifest.embedder["dim"])
+            sound = all(self._sound[entry.name] for _, entry in shard.files())
+            if sound and key not in self._shards_seen:
                 self._shards_seen.add(key)
                 yield from check_shard(manifest, shard, directory)
 
@@ -193,22 +195,35 @@ def _unreachable(path: str | os.PathLike[str], manifests: list[Manifest]) -> tup
     needed = {f"{DATA_DIRECTORY}/{name}" for manifest in manifests for name in manifest.all_files()}
     needed |= {_manifest_file(number) for number in list_versions(path)}
     needed |= {DATA_DIRECTORY, VERSIONS_DIRECTORY, BUILD_DIRECTORY, LOCK_FILE}
-    found = set(os.listdir(path))
-    for directory in (DATA_DIRECTORY, VERSIONS_DIRECTORY):
-        place = os.path.join(path, directory)
-        if os.path.isdir(place) and not os.path.islink(place):
-            found |= {f"{directory}/{name}" for name in os.listdir(place)}
+    with resource_errors(f"cannot list {os.fspath(path)}"):
+        bank = open_directory(os.fspath(path), follow=True)
+        try:
+            found = set(os.listdir(bank))
+            for directory in {DATA_DIRECTORY, VERSIONS_DIRECTORY} & found:
+                with contextlib.suppress(NotADirectoryError):
+                    found |= {f"{directory}/{name}" for name in _names_in(directory, bank)}
+        finally:
+            os.close(bank)
     return tuple(sorted(found - needed))
 
 
-def _open_data(path: str | os.PathLike[str]) -> int | None:
-    bank = open_directory(os.fspath(path), follow=True)
+def _names_in(directory: str, bank: int) -> list[str]:
+    descriptor = open_directory(directory, bank)
     try:
-        return open_directory(DATA_DIRECTORY, bank)
-    except OSError:
-        return None
+        return os.listdir(descriptor)
     finally:
-        os.close(bank)
+        os.close(descriptor)
+
+
+def _open_data(path: str | os.PathLike[str]) -> int | None:
+    with resource_errors(f"cannot open {os.fspath(path)}/{DATA_DIRECTORY}"):
+        bank = open_directory(os.fspath(path), follow=True)
+        try:
+            return open_directory(DATA_DIRECTORY, bank)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        finally:
+            os.close(bank)
 
 
 def _manifest_file(number: int) -> str:

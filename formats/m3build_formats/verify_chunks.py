@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute
 
 from m3build_formats.canonical_json import canonical_json, parse_json
-from m3build_formats.layout import DATA_DIRECTORY, reference_text
+from m3build_formats.layout import (
+    DATA_DIRECTORY,
+    MAX_CHUNK_CHARACTERS,
+    MAX_DOCUMENT_ID_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_TITLE_BYTES,
+    reference_text,
+)
 from m3build_formats.manifest import Manifest
 from m3build_formats.shard import Shard
 from m3build_formats.verify_report import Problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_LIMITS: Final = {
+    "id": MAX_DOCUMENT_ID_BYTES,
+    "source": MAX_DOCUMENT_ID_BYTES,
+    "title": MAX_TITLE_BYTES,
+    "metadata": MAX_METADATA_BYTES,
+}
 
 
 class Documents:
@@ -40,6 +56,12 @@ class Documents:
             self.chunks = np.concatenate([batch.column("chunks").to_numpy() for batch in batches])
         row = 0
         for batch in batches:
+            for name, limit in _LIMITS.items():
+                sizes = compute.binary_length(batch.column(name)).to_numpy()
+                for over in np.flatnonzero(sizes > limit).tolist():
+                    yield Problem(
+                        self.file, row + over, "values within the limits", f"{name} of over {limit} bytes"
+                    )
             for text in batch.column("metadata").to_pylist():
                 if problem := _metadata_problem(text):
                     yield Problem(self.file, row, "metadata is a canonical JSON object", problem)
@@ -69,6 +91,13 @@ def check_chunks(
         for row, (identity, title, text) in enumerate(zip(*columns, strict=True)):
             whole = reference_text(title, text)
             lengths[row] = len(whole)
+            if len(whole) > MAX_CHUNK_CHARACTERS:
+                yield Problem(
+                    file,
+                    first + row,
+                    "values within the limits",
+                    f"a reference text of {len(whole)} characters",
+                )
             if hashlib.sha256(whole.encode()).digest() != identity:
                 yield Problem(
                     file,
@@ -102,6 +131,8 @@ def check_chunks(
                 )
             previous = current
         first += len(tokens)
+    if len(documents.chunks) != len(counted):
+        return  # a documents table that cannot be read is a problem of its own
     for row in np.flatnonzero(counted != documents.chunks).tolist():
         message = f"says {int(documents.chunks[row])} chunks, the chunks table has {int(counted[row])}"
         yield Problem(documents.file, row, "documents count their chunks", message)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from m3build_formats.arrays_file import iterate_arrays
+from m3build_formats.arrow_file import first_line
 from m3build_formats.entries import FileEntry, ShardEntry
 from m3build_formats.errors import M3Error
 from m3build_formats.evaluation_file import read_evaluation
@@ -150,7 +151,7 @@ def _check_footer(entry: FileEntry, data: memoryview) -> Iterator[Problem]:
     try:
         found = pa.ipc.open_file(pa.py_buffer(data)).num_record_batches
     except (pa.ArrowException, OSError) as error:
-        yield Problem(file, None, "readable as plain Arrow", str(error).splitlines()[0][:120])
+        yield Problem(file, None, "readable as plain Arrow", first_line(error))
         return
     if found != expected:
         yield Problem(

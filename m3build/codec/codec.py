@@ -112,9 +112,15 @@ class Codec:
         wrong.
         """
         spec, scope, heads, head_dim, slots = _read_facts(facts)
+        width = spec.bytes_per_vector(head_dim)
+        if facts.get("bytes_per_vector", width) != width:
+            raise CorruptError(
+                f"codec {spec}: a code takes {width} bytes, the manifest says {facts['bytes_per_vector']}"
+            )
         shapes = array_shapes(spec, scope, heads, head_dim)
         if set(arrays) != set(shapes):
-            raise CorruptError(f"codec {spec}: arrays {sorted(shapes)} expected, {sorted(arrays)} found")
+            found = _shown(sorted(arrays))
+            raise CorruptError(f"codec {spec}: arrays {sorted(shapes)} expected, {found} found")
         for name, shape in shapes.items():
             array = arrays[name]
             if array.dtype != np.float32 or array.shape != shape:
@@ -210,9 +216,9 @@ def _read_facts(facts: Mapping[str, Any]) -> tuple[CodecSpec, Scope, Heads, int,
         raise CorruptError("codec: 'spec' is not a codec string")
     for name, value, limit in (("head_dim", head_dim, 4096), ("slots", slots, _MAX_SLOTS)):
         if type(value) is not int or not 1 <= value <= limit:
-            raise CorruptError(f"codec: {name!r} is {value!r}, expected an integer from 1 to {limit}")
+            raise CorruptError(f"codec: {name!r} is {_shown(value)}, expected an integer from 1 to {limit}")
     if scope not in SCOPES:
-        raise CorruptError(f"codec: 'scope' is {scope!r}, expected one of {', '.join(SCOPES)}")
+        raise CorruptError(f"codec: 'scope' is {_shown(scope)}, expected one of {', '.join(SCOPES)}")
     if not isinstance(pairs, list | tuple) or not 1 <= len(pairs) <= _MAX_HEADS:
         raise CorruptError("codec: 'heads' is not a list of (layer, head) pairs")
     heads: list[tuple[int, int]] = []
@@ -222,7 +228,7 @@ def _read_facts(facts: Mapping[str, Any]) -> tuple[CodecSpec, Scope, Heads, int,
             or len(pair) != 2
             or any(type(i) is not int or i < 0 for i in pair)
         ):
-            raise CorruptError(f"codec: 'heads' holds {pair!r}, expected a (layer, head) pair")
+            raise CorruptError(f"codec: 'heads' holds {_shown(pair)}, expected a (layer, head) pair")
         heads.append((pair[0], pair[1]))
     if heads != sorted(set(heads)):
         raise CorruptError("codec: 'heads' is not in ascending order")
@@ -232,3 +238,9 @@ def _read_facts(facts: Mapping[str, Any]) -> tuple[CodecSpec, Scope, Heads, int,
     except UsageError as error:
         raise CorruptError(str(error)) from None
     return spec, scope, tuple(heads), head_dim, slots
+
+
+def _shown(value: object) -> str:
+    """A stranger's value in a message, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

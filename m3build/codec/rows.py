@@ -7,6 +7,7 @@ within a layer, numbers the heads of all layers; layers may have different numbe
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,8 +26,9 @@ def vector_places(heads: Heads, slots: int) -> npt.NDArray[np.int64]:
     """
     places = np.empty((2, len(heads), slots), np.int64)
     at = 0
-    for layer in sorted({layer for layer, _ in heads}):
-        members = [i for i, (of, _) in enumerate(heads) if of == layer]
+    # One pass over the list: a bank may have thousands of layers.
+    for _, of_layer in groupby(range(len(heads)), key=lambda i: heads[i][0]):
+        members = list(of_layer)
         for kind in range(2):
             for head in members:
                 places[kind, head] = np.arange(at, at + slots)

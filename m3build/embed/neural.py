@@ -28,7 +28,8 @@ from m3build_formats.errors import CorruptError, MismatchError, UsageError
 PREFIX = "sentence-transformers."
 PROBE_TEXT = "A reference is encoded once and read many times. 记忆只写一次。"
 BATCH_TEXTS = 64
-_LONGEST_NAME = 4096
+# Bytes: that of a directory's name. A hub id is shorter.
+_LONGEST_NAME = 255
 
 
 class SentenceTransformersEmbedder:
@@ -85,7 +86,7 @@ class SentenceTransformersEmbedder:
         except UnicodeDecodeError as problem:
             raise CorruptError(f"embedder: the array {PREFIX}model is not UTF-8") from problem
         parts = model.split("/")
-        if len(parts) > 2 or not all(part.strip(".") for part in parts):
+        if len(parts) > 2 or not all(part.strip(". ") for part in parts) or not model.isprintable():
             raise CorruptError(f"embedder: the array {PREFIX}model holds {model!r}, which is no name")
         embedder = cls(model)
         if not embedder.fits(arrays):

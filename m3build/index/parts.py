@@ -8,8 +8,8 @@ Design choices:
   parts do not hold a thousand copies. Searches get their lists from the shared centroids.
 - A part is read in place: FAISS's arrays point into the given buffer, as a rule a memory map, whose bytes the
   caller has checked.
-- FAISS's deserialization limits are set to what the file can hold at most, and what came out is compared with
-  the state before any use.
+- Before FAISS reads a part, its layout is walked and compared with the state (`part_bytes`), and FAISS's
+  deserialization limits are set to what the file can hold at most.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3build.index.library import load_faiss, one_thread
-from m3build.index.spec import IndexSpec
+from m3build.index.part_bytes import check_part_bytes
 from m3build.index.state import IndexState, empty_index
 from m3build_formats.errors import CorruptError
 
@@ -74,22 +74,15 @@ def open_part(state: IndexState, buffer: bytes | memoryview | npt.NDArray[np.uin
     faiss = load_faiss()
 
     data = np.frombuffer(buffer, dtype=np.uint8)
-    if not len(data):
-        raise CorruptError("index: an empty file is no FAISS index")
+    check_part_bytes(state, data, rows)
     with _limits(len(data), state.spec.lists + rows):
         try:
             reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data))
             index = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         except (RuntimeError, MemoryError, ValueError) as problem:
             raise CorruptError(f"index: FAISS cannot read the file: {_last_line(problem)}") from problem
-    # FAISS 1.15 does not notice when a file ends inside the last element of a list, nor that bytes follow.
-    if reader.rp_ != len(data):
-        raise CorruptError(f"index: the file has {len(data)} bytes, but what it holds takes {reader.rp_}")
-    problem_text = _misfit(state, index, rows)
-    if problem_text:
-        raise CorruptError(
-            f"index: {problem_text}; expected {state.spec} of {rows} vectors with {state.dim} dimensions"
-        )
+    if reader.rp_ != len(data) or index.ntotal != rows:
+        raise CorruptError(f"index: FAISS reads {reader.rp_} of {len(data)} bytes, {index.ntotal} vectors")
     if state.spec.lists:
         index.nprobe = state.probes
     return Part(index, rows, data)
@@ -126,41 +119,6 @@ def _limits(size: int, loops: int) -> Iterator[None]:
         finally:
             faiss.set_deserialization_vector_byte_limit(before[0])
             faiss.set_deserialization_loop_limit(before[1])
-
-
-def _misfit(state: IndexState, index: Any, rows: int) -> str:
-    """What of a loaded index is not as the state says; "" if all is."""
-    faiss = load_faiss()
-
-    expected = _class_name(state.spec)
-    if type(index).__name__ != expected:
-        return f"the file holds {type(index).__name__}, not {expected}"
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT or index.d != state.dim or index.ntotal != rows:
-        return f"metric {index.metric_type}, {index.d} dimensions, {index.ntotal} vectors"
-    fresh = empty_index(state)
-    if state.spec.storage in ("SQfp16", "SQ8"):
-        if index.sq.qtype != fresh.sq.qtype:
-            return f"scalar quantizer type {index.sq.qtype}"
-        if not np.array_equal(faiss.vector_to_array(index.sq.trained), state.tables):
-            return "another scalar quantizer's tables"
-    if state.spec.storage == "PQ" and not np.array_equal(
-        faiss.vector_to_array(index.pq.centroids), state.tables
-    ):
-        return "another product quantizer's tables"
-    if state.spec.lists:
-        if index.nlist != state.spec.lists or index.by_residual:
-            return f"{index.nlist} lists" + (" of residuals" if index.by_residual else "")
-        if sum(index.invlists.list_size(number) for number in range(index.nlist)) != rows:
-            return "lists that do not add up to its vectors"
-    return ""
-
-
-def _class_name(spec: IndexSpec) -> str:
-    if spec.storage == "HNSW":
-        return "IndexHNSWFlat"
-    if spec.lists:
-        return {"Flat": "IndexIVFFlat", "PQ": "IndexIVFPQ"}.get(spec.storage, "IndexIVFScalarQuantizer")
-    return "IndexFlatIP" if spec.storage == "Flat" else "IndexScalarQuantizer"
 
 
 def _last_line(problem: BaseException) -> str:

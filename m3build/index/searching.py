@@ -75,6 +75,10 @@ class PartedIndex:
                 raise CorruptError(
                     f"index: part {number} names rows that its shard does not have; compile the bank anew"
                 )
+            if not bool(np.isfinite(scores[rows != NO_ROW]).all()):
+                raise CorruptError(
+                    f"index: part {number} holds vectors that are not finite; compile the bank anew"
+                )
             found = _merge(found, _of_part(scores, rows, number), k)
         return found
 
@@ -124,6 +128,8 @@ def _scored(
         for array in arrays:
             for first in range(0, len(array), _EXACT_ROWS):
                 block = array[first : first + _EXACT_ROWS].astype(np.float32)
+                if not bool(np.isfinite(block).all()):
+                    raise CorruptError(f"embeddings of shard {number}: hold values that are not finite")
                 yield number, start, queries @ block.T
                 start += len(block)
 

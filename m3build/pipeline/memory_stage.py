@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +32,51 @@ Encode = Callable[[Sequence[NDArray[np.uint32]]], Iterator[tuple[tuple[int, ...]
 """Token ids of references → (their indices, memory rows uint8 (n, row bytes)), batch by batch."""
 
 
+class MemoryRows(Protocol):
+    """Memory rows that lie somewhere."""
+
+    def memories(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Single rows, uint8 (len(rows), row bytes)."""
+        ...
+
+
+class StoredMemories(Protocol):
+    """Memories that may be copied, since their code key is that of the build."""
+
+    def of_shard(self, chunks: FileEntry) -> FileEntry | None:
+        """The memories of a shard whose chunks are the same bytes, if they are a file of the bank's data
+        directory."""
+        ...
+
+    def of_reference(self, key: bytes) -> tuple[MemoryRows, int] | None:
+        """Where the memory of a reference lies, and its row there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryFile:
+    """A memories file of a data directory, hashed when it was written or by the caller. Equal only to itself:
+    hashing an entry, with all its digests, for every row would take longer than copying the row."""
+
+    data: Path
+    entry: FileEntry
+
+    def memories(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Single rows, uint8 (len(rows), row bytes)."""
+        return memory_rows(self.data, self.entry, rows)
+
+
 class OldMemories:
-    """Memories of the bank's current version that may be copied: their code key is that of this build.
+    """Memories of the bank's current version, as StoredMemories.
 
     ``places`` says where its references stand. A file is hashed before the first row is taken from it; a
     damaged one counts as absent.
     """
 
     def __init__(self, manifest: Manifest, places: Places, data: DataDirectory) -> None:
-        self._shards = [shard.memories for shard in manifest.shards]
+        self._shards = [
+            MemoryFile(data.path, shard.memories) if shard.memories else None for shard in manifest.shards
+        ]
         self._by_chunks = {shard.chunks.sha256: shard.memories for shard in manifest.shards}
         self._places = places
         self._data = data
@@ -48,11 +86,11 @@ class OldMemories:
         """The memories of a shard whose chunks are the same bytes."""
         return self._checked(self._by_chunks.get(chunks.sha256))
 
-    def of_reference(self, key: bytes) -> tuple[FileEntry, int] | None:
+    def of_reference(self, key: bytes) -> tuple[MemoryFile, int] | None:
         """The memories file and row of a reference."""
         place = self._places.first(key)
-        entry = self._checked(self._shards[place[0]]) if place else None
-        return (entry, place[1]) if entry and place else None
+        file = self._shards[place[0]] if place else None
+        return (file, place[1]) if place and file and self._checked(file.entry) else None
 
     def _checked(self, entry: FileEntry | None) -> FileEntry | None:
         if entry is None:
@@ -73,7 +111,7 @@ class MemoryWriter:
         row_bytes: int,
         code_key: str,
         places: Places,
-        old: OldMemories | None,
+        old: StoredMemories | None,
         data: DataDirectory,
         scratch: Path,
         ledger: Ledger,
@@ -86,7 +124,7 @@ class MemoryWriter:
         self._data = data
         self._scratch = scratch
         self._ledger = ledger
-        self._written: list[FileEntry] = []
+        self._written: list[MemoryFile] = []
         self.counts: Counter[str] = Counter()
 
     def write(self, shard: StagedShard, stage: Stage) -> FileEntry:
@@ -101,7 +139,7 @@ class MemoryWriter:
         else:
             self.counts["reused"] += shard.rows
             stage.advance(shard.rows)
-        self._written.append(entry)
+        self._written.append(MemoryFile(self._data.path, entry))
         return entry
 
     def _finished(self, key: str, shard: StagedShard) -> FileEntry | None:
@@ -137,24 +175,20 @@ class MemoryWriter:
     def _copy(self, shard: StagedShard, rows: NDArray[np.uint8], stage: Stage) -> list[int]:
         """Fill the rows that are stored somewhere already; returns the others."""
         missing: list[int] = []
-        files: dict[str, FileEntry] = {}
-        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        found: dict[MemoryRows, list[tuple[int, int]]] = defaultdict(list)
         for row, raw in enumerate(shard.ids()):
             key = raw.tobytes()
             first = self._places.first(key)
             if first is not None and first[0] < shard.number:
-                entry, there = self._written[first[0]], first[1]
+                found[self._written[first[0]]].append((row, first[1]))
                 self.counts["repeated"] += 1
             elif self._old is not None and (before := self._old.of_reference(key)) is not None:
-                entry, there = before
+                found[before[0]].append((row, before[1]))
                 self.counts["reused"] += 1
             else:
                 missing.append(row)
-                continue
-            files[entry.name] = entry
-            found[entry.name].append((row, there))
-        for name, pairs in found.items():
-            here, there_rows = np.array(pairs, np.int64).T
-            rows[here] = memory_rows(self._data.path, files[name], there_rows)
+        for source, pairs in found.items():
+            here, there = np.array(pairs, np.int64).T
+            rows[here] = source.memories(there)
             stage.advance(len(pairs))
         return missing

@@ -102,7 +102,7 @@ def shard_corpus(
             counts["distinct"] += places.add(number, (row.id for row in shard.rows.values()))
             counts["occurrences"] += shard.occurrences
             counts["chunks"] += len(shard.rows)
-            counts["tokens"] += sum(len(row.chunk.token_ids) for row in shard.rows.values())
+            counts["tokens"] += sum(len(row.chunk.token_ends) for row in shard.rows.values())
             stage.advance(sum(part == 0 for _, _, part in shard.documents))
     counts["duplicates"] = counts["occurrences"] - counts["distinct"]
     return ShardedCorpus(tuple(shards), places, dict(counts), tuple(rejects))
