@@ -87,8 +87,12 @@ def rollback(
     _check_excluded(path, target, current, readmit)
     files = target.all_files()
     size = 0 if quick else sum(entry.bytes for _, entry in files.values())
-    with (watch or _unwatched)(size) as advance:
-        _check_files(path, target, quick, advance)
+    try:
+        with (watch or _unwatched)(size) as advance:
+            _check_files(path, target, quick, advance)
+    except CorruptError:
+        _check_version(path, target)
+        raise
     end = time.monotonic() + wait_seconds
     for _ in range(_TRIES):
         with BankWriter(path, wait_seconds=max(0.0, end - time.monotonic())) as writer:
@@ -196,11 +200,16 @@ def _check_files(
 
 def _check_still_there(path: str | os.PathLike[str], target: Manifest) -> None:
     """Under the lock: nobody removed or replaced the version while its files were hashed."""
+    _check_version(path, target)
+    with _unwatched(0) as advance:
+        _check_files(path, target, True, advance)
+
+
+def _check_version(path: str | os.PathLike[str], target: Manifest) -> None:
+    """Raises UsageError where a collection took the version, and then its files too."""
     try:
         there = read_manifest(path, target.version)
     except UsageError as error:
         raise UsageError(f"{error} (it was removed a moment ago)") from None
     if there.sha256 != target.sha256:
         raise BusyError(f"{os.fspath(path)}: version {target.version} is another one now; run it again")
-    with _unwatched(0) as advance:
-        _check_files(path, target, True, advance)

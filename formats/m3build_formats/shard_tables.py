@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from m3build_formats.arrow_file import exact_buffer, write_table
-from m3build_formats.data_directory import FileTarget
+from m3build_formats.data_directory import FileTarget, Sink
 from m3build_formats.entries import FileEntry
 from m3build_formats.errors import InputError, UsageError
 from m3build_formats.layout import (
@@ -104,12 +104,34 @@ def write_embeddings(target: FileTarget, arrays: Iterable[NDArray[np.float16]], 
     return target.add_file("embeddings", lambda sink: write_table(sink, schema, batches(), each))
 
 
-def write_index(target: FileTarget, data: bytes | bytearray | memoryview) -> FileEntry:
-    """Writes a serialized FAISS index; its type must be on the allow-list. Raises UsageError."""
+def write_index(
+    target: FileTarget,
+    data: bytes | bytearray | memoryview | Callable[[Callable[[bytes], object]], object],
+) -> FileEntry:
+    """Writes a serialized FAISS index, or one that the function ``data(write)`` gives a piece at a time; its
+    type must be on the allow-list. Raises UsageError."""
     from m3build_formats.index_file import check_index_type
 
-    check_index_type(bytes(memoryview(data)[:4]), "the index to be written", UsageError)
-    return target.add_file("index", data)
+    if not callable(data):
+        check_index_type(bytes(memoryview(data)[:4]), "the index to be written", UsageError)
+        return target.add_file("index", data)
+
+    def content(sink: Sink) -> None:
+        head = b""
+
+        def write(data: bytes) -> None:
+            nonlocal head
+            if len(head) < 4:
+                head = (head + data[:4])[:4]
+                if len(head) == 4:
+                    check_index_type(head, "the index to be written", UsageError)
+            sink.write(data)
+
+        data(write)
+        if len(head) < 4:
+            check_index_type(head, "the index to be written", UsageError)
+
+    return target.add_file("index", content)
 
 
 def _write_rows(

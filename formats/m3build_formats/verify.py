@@ -39,13 +39,21 @@ def verify(path: str | os.PathLike[str], level: Level = "default", version: int 
     """Checks one version of a bank, or all of them.
 
     Raises UsageError where ``path`` is no bank or has no such version, ResourceError where its directories
-    cannot be read; everything else is in the report.
+    cannot be read; everything else is in the report. Versions that a garbage collection removes meanwhile
+    are no fault.
     """
     if level not in ("quick", "default"):
         raise UsageError(f"verify level {level!r}: choose quick or default")
-    numbers = list_versions(path)
-    if not numbers or (version is not None and version not in numbers):
-        read_manifest(path, version)  # raises the UsageError that says so
+    while True:
+        numbers = list_versions(path)
+        if not numbers or (version is not None and version not in numbers):
+            read_manifest(path, version)  # raises the UsageError that says so
+        report = _look(path, level, version, numbers)
+        if report.ok or set(numbers) <= set(list_versions(path)):
+            return report
+
+
+def _look(path: str | os.PathLike[str], level: Level, version: int | None, numbers: list[int]) -> Report:
     manifests, problems = _read_manifests(path, numbers)
     if version is not None:
         problems = [item for item in problems if item.file == _manifest_file(version)]

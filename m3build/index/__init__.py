@@ -1,10 +1,10 @@
 """The FAISS index of a bank, in parts: one file a shard, sharing what was trained once.
 
-``train`` makes the shared ``IndexState``, ``build_part`` a shard's file, ``open_part`` and ``PartedIndex``
+``train`` makes the shared ``IndexState``, ``write_part`` a shard's file, ``open_part`` and ``PartedIndex``
 search them.
 """
 
-from m3build.index.parts import Part, build_part, open_part
+from m3build.index.parts import Part, build_part, open_part, write_part
 from m3build.index.searching import Found, PartedIndex, exact_search, measure_recall
 from m3build.index.spec import IndexSpec, choose_spec, parse_spec, sample_size, stored_bytes
 from m3build.index.state import IndexState, train
@@ -24,4 +24,5 @@ __all__ = [
     "sample_size",
     "stored_bytes",
     "train",
+    "write_part",
 ]

@@ -2,12 +2,14 @@
 
 Design choices:
 
-- FAISS's reader follows a file wherever it leads: to index types nested in others, to inverted lists in a file
-  that the index names, to vectors that are fewer than it says. So the file of a part is walked here first,
-  field by field, and only the one layout passes that the state calls for; FAISS then reads what was checked.
-- All numbers that steer FAISS are compared with the state. What it does not use (two numbers of the header, the
-  lists to probe, the efforts of HNSW) may be anything.
-- A graph may be any, as long as every step in it stays inside: FAISS does not look at the levels of neighbours.
+- FAISS's reader follows a file wherever it leads: to index types nested in others, to inverted lists in a
+  file that the index names, to vectors that are fewer than it says. So the file of a part is walked here
+  first, field by field, and only the one layout passes that the state calls for; FAISS then reads what was
+  checked.
+- All numbers that steer FAISS are compared with the state. What it does not use (two numbers of the header,
+  the lists to probe, the efforts of HNSW) may be anything.
+- A graph may be any, as long as every step in it stays inside: FAISS does not look at the levels of
+  neighbours.
 - The layouts are those of FAISS's index_write.cpp for these types; they are older than 1.7 and do not change,
   since a new layout gets a new name there.
 """

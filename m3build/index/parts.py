@@ -15,7 +15,7 @@ Design choices:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from m3build.index.state import IndexState, empty_index
 from m3build_formats.errors import CorruptError
 
 BLOCK_ROWS = 4096
+WRITE_BYTES = 1 << 20
 # FAISS allows a vector a quarter of its byte limit; the slack is for its small tables, which do not grow with
 # the file.
 _LIMIT_FACTOR = 4
@@ -47,9 +48,20 @@ class Part:
     buffer: npt.NDArray[np.uint8]
 
 
-def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]]) -> memoryview:
-    """The bytes of the FAISS file of one part: its embeddings, float16 (any, dim) each, in the order of their
-    rows. Zero rows are allowed."""
+def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]]) -> bytes:
+    """The bytes that ``write_part`` writes."""
+    written: list[bytes] = []
+    write_part(state, embeddings, written.append)
+    return b"".join(written)
+
+
+def write_part(
+    state: IndexState,
+    embeddings: Iterable[npt.NDArray[np.float16]],
+    write: Callable[[bytes], object],
+) -> None:
+    """Write the FAISS file of one part, a piece at a time: its embeddings, float16 (any, dim) each, in the
+    order of their rows. Zero rows are allowed."""
     faiss = load_faiss()
 
     index = empty_index(state)
@@ -61,7 +73,7 @@ def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]])
             index.quantizer = faiss.IndexFlatIP(state.dim)
             # How many lists to probe is the state's to say; FAISS's default keeps the bytes free of it.
             index.nprobe = 1
-        return memoryview(faiss.serialize_index(index))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write, WRITE_BYTES))
 
 
 def open_part(state: IndexState, buffer: bytes | memoryview | npt.NDArray[np.uint8], rows: int) -> Part:

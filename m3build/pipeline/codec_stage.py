@@ -227,8 +227,10 @@ def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> Prepared
     _refuse_other_shape(bank, manifest, model)
     with open_bank(bank, version=manifest.version) as files:
         codec = Codec.from_arrays(files.codec_arrays(), manifest.codec)
-    entry = write_arrays(data, "codec", codec.to_arrays()) if codec.spec.is_trained else None
-    return PreparedCodec(codec, entry, dict(manifest.codec))
+        # Byte for byte: codes and code key belong to this file, and another pyarrow might write it otherwise.
+        if (whole := files.whole_file("codec")) is not None:
+            data.add_file("codec", whole)
+    return PreparedCodec(codec, manifest.files.codec, dict(manifest.codec))
 
 
 def _refuse_other_shape(bank: Path | str, manifest: Manifest, model: LoadedModel) -> None:

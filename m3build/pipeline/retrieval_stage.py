@@ -55,8 +55,11 @@ def prepare_retrieval(
         with open_bank(run.embedder_from) as files:
             arrays = files.embedder_arrays()
             embedder = _embedder_of(arrays, settings.embedder, run.embedder_from)
-            state = IndexState.from_arrays(arrays)
-            return PreparedRetrieval(embedder, state, write_arrays(data, "embedder", dict(arrays)))
+            whole, entry = files.whole_file("embedder"), files.manifest.files.embedder
+            if whole is None or entry is None:
+                raise MismatchError(f"{run.embedder_from} has no embedder to take over")
+            data.add_file("embedder", whole)
+            return PreparedRetrieval(embedder, IndexState.from_arrays(arrays), entry)
     kept = old.files.embedder if old is not None else None
     if kept is not None and data.is_sound(kept):
         arrays = dict(read_arrays(kept, memoryview((data.path / kept.name).read_bytes())))

@@ -17,12 +17,12 @@ from m3build.embed import Embedder
 from m3build.index import (
     IndexState,
     PartedIndex,
-    build_part,
     choose_spec,
     measure_recall,
     open_part,
     sample_size,
     train,
+    write_part,
 )
 from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger, piece_key
@@ -135,9 +135,10 @@ class VectorWriter:
             stage.advance(shard.rows)
             return found
         embeddings = write_embeddings(self._data, self._embed(shard, stage), self._embedder.dim)
-        part = build_part(self._state, embedding_blocks(self._data.path, embeddings))
-        made = ShardVectors(embeddings, write_index(self._data, part))
-        del part
+        blocks = embedding_blocks(self._data.path, embeddings)
+        made = ShardVectors(
+            embeddings, write_index(self._data, lambda write: write_part(self._state, blocks, write))
+        )
         give_back_freed_memory()
         self._ledger.put(
             key,
