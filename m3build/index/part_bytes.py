@@ -166,7 +166,7 @@ class _Walk:
 
     def _numbers(self, form: struct.Struct, words: str) -> tuple[Any, ...]:
         start = self._skip(form.size, words)
-        return form.unpack(self._data[start : self.at])
+        return form.unpack(self._data[start : self.at].tobytes())
 
     def _skip(self, size: int, words: str) -> int:
         start = self.at

@@ -28,7 +28,7 @@ from m3build.index.part_bytes import check_part_bytes
 from m3build.index.state import IndexState, empty_index
 from m3build_formats.errors import CorruptError
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
 WRITE_BYTES = 1 << 20
 # FAISS allows a vector a quarter of its byte limit; the slack is for its small tables, which do not grow with
 # the file.

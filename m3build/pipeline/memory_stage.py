@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.places import Places
 from m3build.pipeline.shard_stage import StagedShard
@@ -135,6 +136,7 @@ class MemoryWriter:
         entry = self._finished(key, shard)
         if entry is None:
             entry = self._make(shard, stage)
+            give_back_freed_memory()
             self._ledger.put(key, {"entry": entry.to_json()})
         else:
             self.counts["reused"] += shard.rows

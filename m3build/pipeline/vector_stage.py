@@ -135,6 +135,7 @@ class VectorWriter:
             stage.advance(shard.rows)
             return found
         embeddings = write_embeddings(self._data, self._embed(shard, stage), self._embedder.dim)
+        give_back_freed_memory()
         blocks = embedding_blocks(self._data.path, embeddings)
         made = ShardVectors(
             embeddings, write_index(self._data, lambda write: write_part(self._state, blocks, write))
