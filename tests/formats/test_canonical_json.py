@@ -52,7 +52,7 @@ def test_the_form_is_sorted_dense_and_unescaped() -> None:
         ["a", "\udfff"],
         {"\ud800": 1},
         {1: 2},
-        {"a": object()},
+        {"a": NotImplemented},
         b"bytes",
         np.float64(1.0),
         np.int64(1),
