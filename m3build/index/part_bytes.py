@@ -196,9 +196,9 @@ def _graph_problem(
     ``cumulative``: neighbours that a row has below each level."""
     rows = len(levels)
     # Twice as many links on the lowest level as on the others.
-    if not 2 <= len(cumulative) <= 128 or not np.array_equal(
-        cumulative, [0, *links * np.arange(2, len(cumulative) + 1)]
-    ):
+    expected = links * np.arange(1, len(cumulative) + 1)
+    expected[:1] = 0
+    if not 2 <= len(cumulative) <= 128 or not np.array_equal(cumulative, expected):
         return "other numbers of links"
     if rows and not 1 <= int(levels.min()) <= int(levels.max()) < len(cumulative):
         return "rows on levels that it does not have"

@@ -1,0 +1,67 @@
+"""Some seeded mutations for each target, and every input that was ever a finding."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mutate import LARGEST, mutate
+from run import NAMES, fuzz
+
+HERE = Path(__file__).resolve().parent
+CASES = sorted((HERE / "cases").glob("*"))
+EXECUTIONS = {"manifest": 300, "tables": 150, "codec": 500, "embedder": 100, "index": 800}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_survives_seeded_mutations(name: str) -> None:
+    result = fuzz(name, "own", 7, 60, EXECUTIONS[name])
+    assert result.findings == {}
+    assert result.executions == EXECUTIONS[name]
+    # Some of the mutations are harmless: so the others do get behind the first checks.
+    assert 0 < result.accepted < result.executions
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
+def test_an_input_that_was_a_finding_is_read_in_peace(path: Path) -> None:
+    subprocess.run([sys.executable, HERE / "replay.py", path], check=True)
+
+
+def test_mutations_depend_on_their_seed_alone() -> None:
+    data, others = b'{"a":[1,2,{"b":"c"}]}' * 3, [bytes(range(256))]
+
+    def some(seed: int) -> list[bytes]:
+        chance = random.Random(seed)
+        return [mutate(data, chance, others) for _ in range(200)]
+
+    assert some(1) == some(1) != some(2)
+    assert all(len(item) <= LARGEST for item in some(1))
+
+
+WORKER = """
+import ctypes, os, signal, sys
+sys.path.insert(0, {place!r})
+from worker import Notes
+Notes(sys.argv[6]).begin(b"the input")
+{code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("ctypes.string_at(0)", "SIGSEGV"),
+        ("os.abort()", "SIGABRT"),
+        ("signal.setitimer(signal.ITIMER_PROF, 0.1)\nwhile True: pass", "SIGPROF"),
+        ("raise KeyError('untyped')", "KeyError: 'untyped'"),
+    ],
+)
+def test_what_ends_a_worker_is_a_finding(code: str, words: str, tmp_path: Path) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER.format(place=str(HERE), code=code), encoding="utf-8")
+    ((found, data),) = fuzz("any", "own", 1, 60, 1, worker).findings.items()
+    assert words in found
+    assert data == b"the input"
