@@ -4,19 +4,18 @@ Design:
 
 * One implementation for compiling, reading and training. Nothing here switches gradients off; a caller that
   needs none wraps the call in ``torch.no_grad`` or ``torch.inference_mode``.
-* The model runs its own code. Its attention goes through transformers' ``AttentionInterface``, where this
-  module registers one function (and, in ``AttentionMaskInterface``, the mask that goes with it: registered in
-  the first alone, the mask silently becomes None). That function sees query, key and value after RoPE. Those
-  before RoPE are taken up on the way in, by a wrapper around the modelling module's ``apply_rotary_pos_emb``:
-  this is exact for query/key norms, fused projections and partial rotary alike, which turning the key back is
-  not (0.3 % off in bfloat16).
+* The model runs its own code. Its attention, which goes through transformers' ``AttentionInterface``, is
+  taken over by a function here that sees query, key and value after RoPE. Those before RoPE are taken up on
+  the way in, by a wrapper around the modelling module's ``apply_rotary_pos_emb``: this is exact for query/key
+  norms, fused projections and partial rotary alike, which turning the key back is not (0.3 % off in
+  bfloat16).
 * Rows are padded on the right. Under causal attention no token sees what comes after it, so right padding
   needs no padding mask, and the mask has one form that follows from the padded length alone. That makes a
   reference's bits independent of its neighbours.
 * The forward pass is left, by an exception that never escapes this module, once the deepest wanted layer has
   its key and value: that layer's attention, output projection and MLP, later layers and the final norm do not
   run.
-* What is patched (the config's attention name, the rotary function) is patched while a capture runs and
+* What is patched (the model's attention, the rotary function) is patched while a capture runs and
   restored after, also after an error (:mod:`m3build.interception`).
 """
 
@@ -26,24 +25,22 @@ import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.masking_utils import sdpa_mask
 
 from m3build.interception import (
     Attended,
-    attention_named,
+    Takeover,
+    attention_taken,
     eager_attention,
     function_wrapped,
-    original_attention,
-    original_name,
 )
 from m3build_formats.errors import MismatchError
 
-ATTENTION_NAME = "m3build_capture"
 ROTARY_NAME = "apply_rotary_pos_emb"
 
 # What a modelling module may hand to its attention function without leaving standard causal attention.
@@ -194,7 +191,9 @@ def capture_each(
         has_rotary=hasattr(module, ROTARY_NAME),
         stop=stop,
     )
-    with attention_named(base.config, ATTENTION_NAME), function_wrapped(module, ROTARY_NAME, _noting):
+    # SDPA's mask: None (causal by flag) unless a sliding window is shorter than the row.
+    takeover = Takeover(partial(_attention, run), sdpa_mask)
+    with attention_taken(base.config, takeover), function_wrapped(module, ROTARY_NAME, _noting):
         token = _RUN.set(run)
         try:
             base(
@@ -216,6 +215,7 @@ def capture_each(
 
 
 def _attention(
+    run: _Run,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -225,13 +225,9 @@ def _attention(
     dropout: float = 0.0,
     **rest: Any,
 ) -> Attended:
-    """The registered attention function: hands a wanted layer over, then runs the library's own attention."""
-    run = _RUN.get()
-    if run is None:
-        original = original_attention(module)
-        return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
-    layer = _layer_of(module)
-    _check_standard(module, query, key, value, rest)
+    """Hands a wanted layer over, then runs the library's own attention."""
+    layer = layer_of(module)
+    check_standard(module, query, key, value, rest)
     if layer in run.seen:
         raise MismatchError(
             f"{type(module).__name__} runs attention twice in one layer; m3build knows standard attention."
@@ -266,15 +262,6 @@ def _attention(
     return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
 
 
-def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
-    """The registered mask function: SDPA's mask, None (causal by flag) unless a sliding window is shorter
-    than the row."""
-    build: Callable[..., torch.Tensor | None] = sdpa_mask
-    if _RUN.get() is None:
-        build = ALL_MASK_ATTENTION_FUNCTIONS[original_name(config)]
-    return build(*args, config=config, **kwargs)
-
-
 def _additive(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
     """SDPA's mask (True = attend; None = causal) as one that is added to logits, in the query's dtype."""
     if mask is None:
@@ -284,11 +271,7 @@ def _additive(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, zero, torch.finfo(query.dtype).min)
 
 
-AttentionInterface.register(ATTENTION_NAME, _attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _mask)
-
-
-def _layer_of(module: torch.nn.Module) -> int:
+def layer_of(module: torch.nn.Module) -> int:
     """Number of the layer that an attention module belongs to. Raises MismatchError if it does not say."""
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
@@ -298,7 +281,7 @@ def _layer_of(module: torch.nn.Module) -> int:
     return layer
 
 
-def _check_standard(
+def check_standard(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rest: dict[str, Any]
 ) -> None:
     """Refuse attention that the rules do not describe. Raises MismatchError naming the class."""

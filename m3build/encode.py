@@ -33,6 +33,7 @@ import torch
 from m3build.capture import LayerCapture, capture_each
 from m3build.model.device import dtype_name
 from m3build.model.load import LoadedModel
+from m3build.model.shape import MemoryShape
 from m3build.selection import get_selector
 from m3build.selection.base import References, Selector
 from m3build_formats.errors import MismatchError, ResourceError
@@ -175,35 +176,23 @@ class ReferenceEncoder:
             own = torch.tensor([*bos, *references[index]], dtype=torch.int64)
             ids[row, : len(own)] = own
         ids[len(indices) :] = ids[0]
-        ids_there = ids.to(model.device)
-        count = len(indices)
-        places = torch.arange(length)
-        mask = (places >= len(bos)) & (places < (len(bos) + lengths)[:, None])
-        own_rows = References(ids[:count], mask.to(model.device), len(bos))
         asked = _spread(lengths, self._queries).to(model.device) + len(bos)
-        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         queries: list[torch.Tensor] = []
 
         def receive(layer: LayerCapture) -> None:
-            layer = layer.rows(count).heads(shape.heads_of(layer.layer))
-            positions = self._selector.keep(layer, own_rows, shape.sparse_tokens)
-            parts.append(
-                (
-                    take_kept(layer.rotated_key, positions, len(bos)),
-                    take_kept(layer.value, positions, len(bos)),
-                    positions,
-                )
-            )
-
-        def receive_with_queries(layer: LayerCapture) -> None:
             at = asked[:, None, :, None].expand(-1, layer.query.shape[1], -1, layer.query.shape[3])
             queries.append(layer.rotated_query[:count].gather(2, at))
-            receive(layer)
 
-        capture_each(
-            model.base, ids_there, shape.memory_layers, receive_with_queries if self._queries else receive
+        count = len(indices)
+        keys, values, positions = write_memories(
+            model.base,
+            ids.to(model.device),
+            lengths,
+            len(bos),
+            shape,
+            self._selector,
+            receive if self._queries else None,
         )
-        keys, values, positions = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         if not bool(torch.isfinite(keys).all() & torch.isfinite(values).all()):
             raise MismatchError(
                 f"{model.name} yields keys or values that are not finite in {dtype_name(model.dtype)};"
@@ -217,6 +206,46 @@ class ReferenceEncoder:
             queries=torch.stack(queries, dim=1) if queries else None,
             tokens=rows * length,
         )
+
+
+def write_memories(
+    base: torch.nn.Module,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    bos: int,
+    shape: MemoryShape,
+    selector: Selector,
+    receive: Callable[[LayerCapture], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Write the memories of references: keys, values (B, N, S, d) and kept positions (B, N, S) as in
+    ``EncodedBatch``, for one forward pass of ``base`` over ``ids`` (at least B rows, T).
+
+    A row is ``bos`` ids of reference BOS, then ``lengths`` (B,) of its own, then any padding; rows after the
+    B that have lengths are run and left out. ``receive`` is shown each memory layer's capture. Compiling and
+    training both write through this; it is differentiable in the model's weights.
+    """
+    count = len(lengths)
+    places = torch.arange(ids.shape[1])
+    mask = (places >= bos) & (places < (bos + lengths)[:, None])
+    own_rows = References(ids[:count].cpu(), mask.to(ids.device), bos)
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def take(layer: LayerCapture) -> None:
+        if receive is not None:
+            receive(layer)
+        layer = layer.rows(count).heads(shape.heads_of(layer.layer))
+        positions = selector.keep(layer, own_rows, shape.sparse_tokens)
+        parts.append(
+            (
+                take_kept(layer.rotated_key, positions, bos),
+                take_kept(layer.value, positions, bos),
+                positions,
+            )
+        )
+
+    capture_each(base, ids, shape.memory_layers, take)
+    keys, values, positions = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return keys, values, positions
 
 
 def take_kept(vectors: torch.Tensor, positions: torch.Tensor, first: int) -> torch.Tensor:

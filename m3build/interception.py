@@ -1,10 +1,11 @@
-"""Two places of a transformers model that capturing takes over for a while: its attention's name and a
+"""Two places of a transformers model that capturing and reading take over for a while: its attention and a
 function of its modelling module.
 
-Captures can overlap in threads, so users of a patch are counted under a lock: the first puts it in place, the
-last restores what was there, whatever happened in between. Threads that run the same model plainly meanwhile
-meet the patch too; they are served by what the model had, which :func:`original_attention` and
-:func:`original_name` look up.
+Users can overlap in threads, so those of a patch are counted under a lock: the first puts it in place, the
+last restores what was there, whatever happened in between. One name stands for all of them in transformers'
+``AttentionInterface`` (and in ``AttentionMaskInterface``: registered in the first alone, the mask silently
+becomes None); which of them a forward pass belongs to is a matter of its thread. Threads that run the same
+model plainly meanwhile are served by what the model had.
 """
 
 from __future__ import annotations
@@ -13,15 +14,29 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION_NAME = "m3build"
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
 """What an attention function returns: the output (B, T, Hq, d), and its weights or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What runs in place of a model's attention: ``attend`` with the arguments of an attention function of
+    transformers, ``mask`` with those of a mask function."""
+
+    attend: Callable[..., Attended]
+    mask: Callable[..., torch.Tensor | None]
 
 
 @dataclass(slots=True)
@@ -35,20 +50,23 @@ class _Patch:
 _LOCK = threading.RLock()
 _ATTENTIONS: dict[int, _Patch] = {}
 _FUNCTIONS: dict[tuple[str, str], _Patch] = {}
+_TAKEOVER: ContextVar[Takeover | None] = ContextVar("m3build_takeover", default=None)
 
 
 @contextmanager
-def attention_named(config: Any, name: str) -> Iterator[None]:
-    """While inside, models with this config run the attention that is registered under ``name``."""
+def attention_taken(config: Any, takeover: Takeover) -> Iterator[None]:
+    """While inside, a forward pass in this thread of a model with this config runs ``takeover``."""
     with _LOCK:
         patch = _ATTENTIONS.get(id(config))
         if patch is None:
             patch = _ATTENTIONS[id(config)] = _Patch(0, config._attn_implementation)
-            config._attn_implementation = name
+            config._attn_implementation = ATTENTION_NAME
         patch.users += 1
+    token = _TAKEOVER.set(takeover)
     try:
         yield
     finally:
+        _TAKEOVER.reset(token)
         with _LOCK:
             patch.users -= 1
             if patch.users == 0:
@@ -83,7 +101,26 @@ def function_wrapped(
                 del _FUNCTIONS[place]
 
 
-def original_name(config: Any) -> str:
+def _attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Attended:
+    """The registered attention function."""
+    takeover = _TAKEOVER.get()
+    attend = _original_attention(module) if takeover is None else takeover.attend
+    return attend(module, *args, **kwargs)
+
+
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
+    """The registered mask function."""
+    takeover = _TAKEOVER.get()
+    build: Callable[..., torch.Tensor | None]
+    build = ALL_MASK_ATTENTION_FUNCTIONS[_original_name(config)] if takeover is None else takeover.mask
+    return build(*args, config=config, **kwargs)
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask)
+
+
+def _original_name(config: Any) -> str:
     """The attention implementation that a config has when nothing is taken over."""
     with _LOCK:
         patch = _ATTENTIONS.get(id(config))
@@ -91,9 +128,9 @@ def original_name(config: Any) -> str:
     return str(found or "sdpa")
 
 
-def original_attention(module: torch.nn.Module) -> Callable[..., Attended]:
+def _original_attention(module: torch.nn.Module) -> Callable[..., Attended]:
     """The attention function that an attention module runs when nothing is taken over."""
-    name = original_name(module.config)
+    name = _original_name(module.config)
     if name == "eager":
         return eager_attention(module)
     found: Callable[..., Attended] = ALL_ATTENTION_FUNCTIONS[name]
