@@ -199,14 +199,14 @@ def projections(
     return queries, keys, values
 
 
-def rotate(vectors: Floats, theta: float, dimensions: int) -> Floats:
-    """RoPE at positions 0, 1, …: of the turned dimensions p pairs with p + half; the rest stay."""
+def rotate(vectors: Floats, theta: float, dimensions: int, first: int = 0) -> Floats:
+    """RoPE at positions first, first + 1, …: of the turned dimensions p pairs with p + half; others stay."""
     result = vectors.copy()
     half = dimensions // 2
     for h in range(vectors.shape[0]):
         for t in range(vectors.shape[1]):
             for p in range(half):
-                angle = t * theta ** (-2.0 * p / dimensions)
+                angle = (first + t) * theta ** (-2.0 * p / dimensions)
                 a, b = vectors[h, t, p], vectors[h, t, p + half]
                 result[h, t, p] = a * math.cos(angle) - b * math.sin(angle)
                 result[h, t, p + half] = b * math.cos(angle) + a * math.sin(angle)
@@ -300,10 +300,19 @@ def attend(config: Any, arch: str, weights: Weights, layer: int, hidden: Floats)
 
 
 def finish(config: Any, arch: str, weights: Weights, layer: int, record: LayerRecord) -> Floats:
-    """The rest of the layer: output projection, MLP, residuals and norms; gives the next layer's input."""
-    block, hidden = f"layers.{layer}", record.hidden
+    """The rest of a layer that attends to its own tokens only; gives the next layer's input."""
+    return after_attention(config, arch, weights, layer, record.hidden, mix(record.attention, record.values))
+
+
+def after_attention(
+    config: Any, arch: str, weights: Weights, layer: int, hidden: Floats, mixed: Floats
+) -> Floats:
+    """Output projection, MLP, residuals and norms, from what entered the layer, (T, width), and what its
+    heads gave, side by side, (T, H · d); gives the next layer's input.
+    """
+    block = f"layers.{layer}"
     output = "attention.dense" if arch == "gpt_neox" else "self_attn.o_proj"
-    attended = linear(weights, f"{block}.{output}", mix(record.attention, record.values))
+    attended = linear(weights, f"{block}.{output}", mixed)
 
     def normed(name: str, rows: Floats) -> Floats:
         return norm(config, arch, weights, f"{block}.{name}", rows)
@@ -325,6 +334,13 @@ def finish(config: Any, arch: str, weights: Weights, layer: int, record: LayerRe
 def slow_forward(model: Any, arch: str, ids: list[int], deepest: int) -> list[LayerRecord]:
     """Records of layers 0 to ``deepest``; of the deepest, nothing after its attention weights is computed."""
     config, weights = load(model, arch)
+    return forward_layers(config, arch, weights, ids, deepest)
+
+
+def forward_layers(
+    config: Any, arch: str, weights: Weights, ids: list[int], deepest: int
+) -> list[LayerRecord]:
+    """``slow_forward`` of a model that is loaded already."""
     hidden = embed(config, arch, weights, ids)
     records: list[LayerRecord] = []
     for layer in range(deepest + 1):
@@ -339,7 +355,10 @@ def slow_last_hidden(model: Any, arch: str, records: list[LayerRecord]) -> Float
     config, weights = load(model, arch)
     if len(records) != config.num_hidden_layers:
         raise ValueError("needs the records of all layers")
-    hidden = finish(config, arch, weights, len(records) - 1, records[-1])
+    return final_norm(config, arch, weights, finish(config, arch, weights, len(records) - 1, records[-1]))
+
+
+def final_norm(config: Any, arch: str, weights: Weights, hidden: Floats) -> Floats:
     return norm(config, arch, weights, "final_layer_norm" if arch == "gpt_neox" else "norm", hidden)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import ARCHITECTURES, save_tiny_model, tiny_model
+from reference.exact_transformers import NothingInFloat32, exact_copy, wild_model
 from reference.slow_memory import (
     RULES,
     LayerRecord,
@@ -23,7 +23,6 @@ from reference.slow_memory import (
     soft_cap_of,
     token_scores,
 )
-from torch.overrides import TorchFunctionMode
 
 BOS = [0, 50, 69, 70]
 REFERENCE = [17, 301, 17, 254, 9, 88, 88, 133, 42, 7, 310, 17, 205]
@@ -57,41 +56,13 @@ CASES = [pytest.param(arch, {}, id=arch) for arch in ARCHITECTURES] + [
 ]
 
 
-class NothingInFloat32(TorchFunctionMode):
-    """Float64 wherever transformers asks for float32: in norms, attention weights and rotary angles."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-        named = {
-            name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()
-        }
-        return func(*args, **named)
-
-
-def wild_model(arch: str, **over: Any) -> Any:
-    """A tiny model whose norms, biases and attention are far from their initial ones, zeros and uniform."""
-    model = tiny_model(arch, seed=3, **over)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn_like(parameter) * (0.15 if parameter.dim() == 2 else 0.3)
-    return model
-
-
 def transformers_forward(model: Any, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Transformers' own forward pass, wholly in float64, with queries and keys caught before RoPE."""
     from transformers import DynamicCache
 
     cache: Any = DynamicCache()  # without a config it keeps all tokens of sliding layers too
+    exact = exact_copy(model)
     with NothingInFloat32(), torch.no_grad():
-        exact = (
-            type(model)(model.config).double().eval()
-        )  # built here, so its rotary frequencies are float64 too
-        exact.load_state_dict(model.state_dict())
-        exact.set_attn_implementation("eager")
         module = importlib.import_module(type(model).__module__)
         before: list[tuple[Any, Any]] = []
         apply = module.apply_rotary_pos_emb
