@@ -21,6 +21,7 @@ from m3build.model.shape import (
 
 if TYPE_CHECKING:
     from m3build.model.identity import fingerprint
+    from m3build.model.live import loaded_from
     from m3build.model.load import LoadedModel, load_model, load_shape
     from m3build.model.probe import matches_probe
 
@@ -32,6 +33,7 @@ __all__ = [
     "fingerprint",
     "load_model",
     "load_shape",
+    "loaded_from",
     "matches_probe",
     "parse_heads",
     "parse_layers",
@@ -44,6 +46,7 @@ _HEAVY = {
     "fingerprint": "identity",
     "load_model": "load",
     "load_shape": "load",
+    "loaded_from": "live",
     "matches_probe": "probe",
 }
 

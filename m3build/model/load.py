@@ -16,7 +16,7 @@ import torch
 from m3build.model.device import bound_kernel_caches, choose_device, choose_dtype, dtype_name
 from m3build.model.identity import fingerprint
 from m3build.model.memory3_file import read_memory3
-from m3build.model.probe import LayerFacts, probe
+from m3build.model.probe import LayerFacts, probe, probe_ids
 from m3build.model.shape import MemoryShape, ModelFacts, ShapeRequest, resolve_shape
 from m3build.model.source import ModelSource, find_model
 from m3build.model.support import check_supported, model_facts
@@ -30,14 +30,15 @@ class LoadedModel:
     ``base`` is the transformers model without head and without the layers after the deepest memory layer, in
     eval mode, on ``device`` in ``dtype``. ``reference_bos_ids`` are the ids that stand before every
     reference: the tokenizer's BOS if it has one, then those of the shape's ``reference_bos``. ``layer_facts``
-    are those of the memory layers, ``probe`` their keys and values on a fixed text.
+    are those of the memory layers, ``probe`` their keys and values on a fixed text. ``directory`` is None for
+    a model that someone else loaded (:mod:`m3build.model.live`), which then has all its layers.
     """
 
     base: torch.nn.Module
     tokenizer: Any
     facts: ModelFacts
     shape: MemoryShape
-    directory: Path
+    directory: Path | None
     device: torch.device
     dtype: torch.dtype
     reference_bos_ids: tuple[int, ...]
@@ -51,7 +52,10 @@ class LoadedModel:
         return self.facts.name
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 over config, weights and tokenizer; reads the weight files."""
+        """Hex SHA-256 over config, weights and tokenizer; reads the weight files. Raises UsageError for a
+        model of which no files are known."""
+        if self.directory is None:
+            raise UsageError(f"{self.name} was not loaded from a directory: its files are not known.")
         return fingerprint(self.directory)
 
     def record(self) -> dict[str, Any]:
@@ -72,6 +76,8 @@ class LoadedModel:
             "rope": self.rope,
             "attention": [fact.record() for fact in self.layer_facts],
             "reference_bos_ids": list(self.reference_bos_ids),
+            "probe_ids": probe_ids(self.tokenizer),
+            "tokenizer_tokens": int(self.tokenizer.vocab_size),
             "dtype": dtype_name(self.dtype),
             "device": self.device.type,
             "probe": self.probe,
@@ -113,7 +119,7 @@ def load_model(
     place = choose_device(device)
     number = choose_dtype(dtype, place)
     facts, shape, config = _shape_of(source, request, trust_remote_code)
-    rope = _rope(config)
+    rope = rope_settings(config)
     depth = shape.memory_layers[-1] + 1
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
@@ -121,10 +127,6 @@ def load_model(
     with _quiet():
         tokenizer = _load_tokenizer(source, facts, trust_remote_code)
         base = _load_base(source, config, place, number, depth, trust_remote_code)
-    bos = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
-    bos += (
-        tuple(tokenizer.encode(shape.reference_bos, add_special_tokens=False)) if shape.reference_bos else ()
-    )
     layer_facts, values = probe(base, tokenizer, facts, shape, place)
     return LoadedModel(
         base=base,
@@ -134,7 +136,7 @@ def load_model(
         directory=source.directory,
         device=place,
         dtype=number,
-        reference_bos_ids=bos,
+        reference_bos_ids=reference_bos_ids(tokenizer, shape.reference_bos),
         rope=rope,
         layer_facts=layer_facts,
         probe=values,
@@ -240,8 +242,14 @@ def _trim(base: torch.nn.Module, depth: int) -> None:
             setattr(base, name, child[:depth])
 
 
-def _rope(config: Any) -> dict[str, Any] | None:
-    """RoPE settings as plain JSON, or None for a model without."""
+def reference_bos_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids that stand before every reference: the tokenizer's BOS if it has one, then those of ``text``."""
+    own = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
+    return own + (tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ())
+
+
+def rope_settings(config: Any) -> dict[str, Any] | None:
+    """RoPE settings of a config as plain JSON, or None for a model without."""
     found = getattr(config, "rope_parameters", None)
     return None if found is None else _plain(found)
 

@@ -31,7 +31,7 @@ PROBE_TEXT = (
 PROBE_TOKENS = 32
 PROJECTIONS = 32
 # Relative distance up to which numbers count as the same model's, by the coarser number type of the two.
-TOLERANCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float64": 2e-3, "float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,14 @@ class LayerFacts:
         }
 
 
+def probe_ids(tokenizer: Any) -> list[int]:
+    """Token ids of the probe text after the tokenizer's BOS, at most ``PROBE_TOKENS``."""
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    return (bos + [int(token) for token in tokenizer.encode(PROBE_TEXT, add_special_tokens=False)])[
+        :PROBE_TOKENS
+    ]
+
+
 def probe(
     base: torch.nn.Module, tokenizer: Any, facts: ModelFacts, shape: MemoryShape, device: torch.device
 ) -> tuple[tuple[LayerFacts, ...], list[list[float]]]:
@@ -61,8 +69,7 @@ def probe(
 
     Raises MismatchError if the model cannot write memories or is not shaped as its config says.
     """
-    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    ids = (bos + list(tokenizer.encode(PROBE_TEXT, add_special_tokens=False)))[:PROBE_TOKENS]
+    ids = probe_ids(tokenizer)
     settings: list[LayerFacts] = []
     numbers: list[list[float]] = []
 
