@@ -4,6 +4,7 @@
     m3build.compile("corpus/", "bank/", model="path-or-hub-id")
     bank = m3build.open_bank("bank/")
     hits = bank.search(["a question"], k=5)
+    memories = bank.read(hits.ids[0])
 
 Importing this package imports nothing heavy; torch and transformers come in with the first call that needs a
 model.
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from m3build.api import rollback as rollback
     from m3build.bank import Bank as Bank
     from m3build.bank import open_bank as open_bank
+    from m3build.memories import Memories as Memories
 
-__all__ = ["Bank", "compile", "diff", "gc", "log", "merge", "open_bank", "rollback"]
+__all__ = ["Bank", "Memories", "compile", "diff", "gc", "log", "merge", "open_bank", "rollback"]
 
 _HOMES = {
     "compile": "m3build.api",
@@ -34,6 +36,7 @@ _HOMES = {
     "rollback": "m3build.api",
     "open_bank": "m3build.bank",
     "Bank": "m3build.bank",
+    "Memories": "m3build.memories",
 }
 
 

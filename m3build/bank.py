@@ -1,5 +1,5 @@
-"""An open bank, as a program uses it: search, look at a chunk, read the manifest. Needs neither torch nor
-transformers.
+"""An open bank, as a program uses it: search, read memories, look at a chunk, read the manifest. Needs no
+transformers, and torch only for memories on a device.
 
 Every file of the version is opened with the bank, so it stays readable while newer versions are written; what
 is parsed is checked first.
@@ -12,17 +12,24 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from m3build.embed import Embedder
+from m3build.memories import Memories
+from m3build.memory_cache import CacheInfo
+from m3build.memory_reader import DEFAULT_CACHE_BYTES, MemoryReader
 from m3build.search import Hit, Searcher, Source, sources_of
 from m3build_formats import bank as bank_format
+from m3build_formats.errors import UsageError
 from m3build_formats.layout import UNUSED_SLOT
 from m3build_formats.manifest import Manifest
 from m3build_formats.open_bank import BankFiles
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +108,12 @@ class ChunkFacts:
 class Bank:
     """An open version of a bank. A context manager; thread-safe. ``open_bank`` makes one."""
 
-    def __init__(self, files: BankFiles, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self, files: BankFiles, embedder: Embedder | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
         self._files = files
         self._searcher = Searcher(files, embedder)
+        self._reader = MemoryReader(files, cache_bytes)
 
     @property
     def manifest(self) -> Manifest:
@@ -127,6 +137,49 @@ class Bank:
         """
         listed = [queries] if isinstance(queries, str) else list(queries)
         return Hits(tuple(tuple(some) for some in self._searcher.search(listed, k, exact)))
+
+    @overload
+    def read(
+        self, ids: str | Hit | Sequence[str | Hit], *, device: None = None, dtype: None = None
+    ) -> Memories[npt.NDArray[Any]]: ...
+
+    @overload
+    def read(
+        self,
+        ids: str | Hit | Sequence[str | Hit],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+    ) -> Memories[torch.Tensor]: ...
+
+    def read(
+        self,
+        ids: str | Hit | Sequence[str | Hit],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Memories[Any]:
+        """The memories of one or more references, in the order asked for; repeats are allowed.
+
+        ``ids``: text hashes in hex or unambiguous starts of them, hits of a search, or both mixed. Hits are
+        quicker: the first id given as text makes the bank read all its ids. NumPy arrays in float32, without
+        torch; with ``device``, torch tensors there, decoded there, of ``dtype`` (float32 unless given). The
+        arrays are the caller's own. Memories read last stay decoded, within the bytes that ``open_bank`` was
+        given, for each device and dtype by themselves.
+
+        Raises UsageError (an id that no chunk or more than one has, a hit of another bank or version, no such
+        device), MismatchError (a bank without memories), CorruptError, ResourceError (memories too large to
+        decode).
+        """
+        if device is not None:
+            return self._reader.read_to(ids, device, dtype)
+        if dtype is not None:
+            raise UsageError("read: dtype is for torch tensors; name their device too")
+        return self._reader.read(ids)
+
+    def cache_info(self) -> CacheInfo:
+        """What the cache of decoded memories holds and did since the bank was opened."""
+        return self._reader.cache_info()
 
     def show(self, id_prefix: str) -> ChunkFacts:
         """The chunk whose id in hex starts with ``id_prefix``. Raises UsageError (no chunk has it, or more
@@ -160,6 +213,7 @@ class Bank:
 
     def close(self) -> None:
         """Drop the bank's hold on its files."""
+        self._reader.close()
         self._files.close()
 
     def __enter__(self) -> Self:
@@ -177,11 +231,14 @@ def open_bank(
     expect: str | None = None,
     *,
     embedder: Embedder | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Bank:
     """Open the current version of a bank, or ``version``, or the one whose manifest has the digest ``expect``
     ("sha256:…").
 
-    ``embedder`` replaces the one that the bank describes, for instance one on a GPU. Raises UsageError (no
+    ``embedder`` replaces the one that the bank describes, for instance one on a GPU.
+    ``cache_bytes``: how many bytes of decoded memories ``read`` may keep, on all devices together. Raises
+    UsageError (no
     bank there, no such version), CorruptError, NewerFormatError, MismatchError, ResourceError.
     """
-    return Bank(bank_format.open_bank(path, version, expect), embedder)
+    return Bank(bank_format.open_bank(path, version, expect), embedder, cache_bytes)
