@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False, "rope_parameters": PARTIAL}),
     ("gpt_neox", {"tie_word_embeddings": True}),
 ]
-NAMED = {arch: (arch, {}) for arch in ARCHITECTURES} | {
+NAMED: dict[str, tuple[str, dict[str, Any]]] = {arch: (arch, {}) for arch in ARCHITECTURES} | {
     f"{arch}-{'-'.join(over)}-{over.get('sliding_window', '')}": (arch, over) for arch, over in VARIANTS
 }
 
@@ -95,10 +96,15 @@ class Case:
     def kv_heads(self) -> int:
         return key_value_heads(self.config, self.arch)
 
-    def logits(self, bos: list[int], ids: list[int], *args: Any, reference_tokens: int = INTERVAL) -> Floats:
-        return slow_logits(
-            self.config, self.arch, self.weights, bos, ids, *args, reference_tokens=reference_tokens
-        )
+    def logits(
+        self,
+        bos: list[int],
+        ids: list[int],
+        chunks: Sequence[Sequence[SlowMemory]] = (),
+        chunk_of: Sequence[int | None] | None = None,
+        reference_tokens: int = INTERVAL,
+    ) -> Floats:
+        return slow_logits(self.config, self.arch, self.weights, bos, ids, chunks, chunk_of, reference_tokens)
 
 
 @functools.cache
@@ -240,7 +246,7 @@ def test_a_whole_memory_of_all_layers_right_before_the_context_is_plain_context(
     assert_same(case.logits(BOS, CONTEXT, [[memory]], [0] * len(CONTEXT)), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox"])  # its own head, a tied one, another name
 def test_a_model_read_from_files_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     config, weights = load(save_tiny_model(tmp_path, name), name)
     live_config, live_weights = load(tiny_model(name), name)
@@ -248,7 +254,7 @@ def test_a_model_read_from_files_gives_the_same_logits(name: str, tmp_path: Path
     np.testing.assert_array_equal(a, slow_logits(live_config, name, live_weights, BOS, CONTEXT))
 
 
-def test_the_trained_llama_reads_what_slow_memory_wrote_as_one_masked_row(
+def test_the_trained_llama_reads_what_slow_memory_wrote_as_transformers_reads_it(
     stories260k: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -278,12 +284,7 @@ def test_the_trained_llama_reads_what_slow_memory_wrote_as_one_masked_row(
     case = Case("llama", config, weights, exact_copy(model))
     read = [[] if c is None else chunks[c] for c in chunk_of]
     assert_same(actual, one_row(case, bos, references, choices, ids, read, 128, monkeypatch))
-    # Told the whole of a text in all layers, the model knows it better.
-    told = whole(config, "llama", weights, bos, references[1], list(range(config.num_hidden_layers)))
-    story = ids[: 1 + len(references[1])]
-    with_told = slow_logits(config, "llama", weights, bos, story, [[told]], [0] * len(story))
-    without = slow_logits(config, "llama", weights, bos, story)
-    assert cross_entropy(with_told, story) < cross_entropy(without, story) - 0.1
+    assert cross_entropy(actual, ids) < 2.0, "a trained model knows such text (uniform: 6.2 nats)"
 
 
 # --- Laws of reading
