@@ -5,6 +5,7 @@
     bank = m3build.open_bank("bank/")
     hits = bank.search(["a question"], k=5)
     memories = bank.read(hits.ids[0])
+    reader = m3build.attach(model, bank)          # the model now reads memories while it generates
 
 Importing this package imports nothing heavy; torch and transformers come in with the first call that needs a
 model.
@@ -24,8 +25,22 @@ if TYPE_CHECKING:
     from m3build.bank import Bank as Bank
     from m3build.bank import open_bank as open_bank
     from m3build.memories import Memories as Memories
+    from m3build.reader import Reader as Reader
+    from m3build.reader import attach as attach
 
-__all__ = ["Bank", "Memories", "compile", "diff", "gc", "log", "merge", "open_bank", "rollback"]
+__all__ = [
+    "Bank",
+    "Memories",
+    "Reader",
+    "attach",
+    "compile",
+    "diff",
+    "gc",
+    "log",
+    "merge",
+    "open_bank",
+    "rollback",
+]
 
 _HOMES = {
     "compile": "m3build.api",
@@ -37,6 +52,8 @@ _HOMES = {
     "open_bank": "m3build.bank",
     "Bank": "m3build.bank",
     "Memories": "m3build.memories",
+    "Reader": "m3build.reader",
+    "attach": "m3build.reader",
 }
 
 

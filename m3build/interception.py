@@ -74,6 +74,11 @@ def attention_taken(config: Any, takeover: Takeover) -> Iterator[None]:
                 del _ATTENTIONS[id(config)]
 
 
+def attention_is_taken() -> bool:
+    """Whether this thread is inside :func:`attention_taken`."""
+    return _TAKEOVER.get() is not None
+
+
 @contextmanager
 def function_wrapped(
     module: ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]

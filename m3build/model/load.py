@@ -125,7 +125,12 @@ def load_model(
     if getattr(config, "layer_types", None):
         config.layer_types = list(config.layer_types)[:depth]
     with _quiet():
-        tokenizer = _load_tokenizer(source, facts, trust_remote_code)
+        tokenizer = _load_tokenizer(source, trust_remote_code)
+    if len(tokenizer) > facts.vocab_size:
+        raise MismatchError(
+            f"{source.name}: the tokenizer has {len(tokenizer)} tokens, the model {facts.vocab_size}."
+        )
+    with _quiet():
         base = _load_base(source, config, place, number, depth, trust_remote_code)
     layer_facts, values = probe(base, tokenizer, facts, shape, place)
     return LoadedModel(
@@ -162,7 +167,15 @@ def _shape_of(
     return facts, resolve_shape(facts, request or ShapeRequest(), read_memory3(source.directory)), config
 
 
-def _load_tokenizer(source: ModelSource, facts: ModelFacts, trust_remote_code: bool) -> Any:
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a transformers directory or hub id, as :func:`load_model` gives it. Raises UsageError
+    (no such model, no fast tokenizer), ResourceError."""
+    source = find_model(name, weights=False)
+    with _quiet():
+        return _load_tokenizer(source, trust_remote_code=False)
+
+
+def _load_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
     """The tokenizer of a model directory: ``tokenizer.json`` exactly as it stands where there is one.
 
     AutoTokenizer rather goes by the architecture, and its classes rebuild and amend what the file says,
@@ -183,10 +196,6 @@ def _load_tokenizer(source: ModelSource, facts: ModelFacts, trust_remote_code: b
     if not tokenizer.is_fast:
         raise UsageError(
             f"{source.name} has no fast tokenizer (tokenizer.json), whose character offsets m3build needs."
-        )
-    if len(tokenizer) > facts.vocab_size:
-        raise MismatchError(
-            f"{source.name}: the tokenizer has {len(tokenizer)} tokens, the model {facts.vocab_size}."
         )
     return tokenizer
 
