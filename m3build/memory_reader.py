@@ -87,13 +87,14 @@ class MemoryReader:
         places = dict(found)
         numbers = {location: number for number, location in enumerate(places)}
         block = self._fetch(list(places), form, blocks)
+        used: Any = block.positions != UNUSED_SLOT
         memories = Memories(
             tuple(places.values()),
             tuple(self._files.manifest.memory["memory_layers"]),
             block.keys,
             block.values,
             block.positions,
-            block.positions != UNUSED_SLOT,
+            used,
         )
         if len(places) == len(found):
             return memories

@@ -39,7 +39,9 @@ class BankFiles:
         directory = open_data(path)
         try:
             dim = manifest.embedder["dim"]
-            self.shards = tuple(Shard(entry, directory, manifest.row_bytes, dim) for entry in manifest.shards)
+            self.shards: tuple[Shard, ...] = tuple(
+                Shard(entry, directory, manifest.row_bytes, dim) for entry in manifest.shards
+            )
             self._files = {kind: MappedFile(entry, directory) for kind, entry in manifest.files.files()}
         finally:
             os.close(directory)

@@ -72,13 +72,12 @@ class TorchDecoder:
         they are what zero bytes decode to.
         """
         codec = self.codec
-        n, heads = len(codes), len(codec.heads)
-        vectors = codes.reshape(n, 2 * heads * codec.slots, codec.bytes_per_vector)
-        by_head = vectors[:, self._places].view(n, 2, heads, codec.slots, -1).permute(1, 2, 0, 3, 4)
-        decoded = self._decode(by_head.reshape(2, heads, n * codec.slots, -1))
-        shape = (n, heads, codec.slots, codec.head_dim)
-        out = torch.empty(2, *shape, dtype=dtype, device=self.device)
-        out.copy_(decoded.view(2, heads, n, codec.slots, -1).permute(0, 2, 1, 3, 4))
+        n, heads, slots = len(codes), len(codec.heads), codec.slots
+        vectors = codes.reshape(n, 2 * heads * slots, codec.bytes_per_vector)
+        by_head = vectors[:, self._places].view(n, 2, heads, slots, codec.bytes_per_vector)
+        decoded = self._decode(by_head.permute(1, 2, 0, 3, 4).flatten(2, 3))
+        out = torch.empty(2, n, heads, slots, codec.head_dim, dtype=dtype, device=self.device)
+        out.copy_(decoded.view(2, heads, n, slots, codec.head_dim).permute(0, 2, 1, 3, 4))
         if positions is not None:
             out.masked_fill_((positions == UNUSED_SLOT)[None, ..., None], 0)
         return out[0], out[1]
@@ -100,8 +99,9 @@ class TorchDecoder:
         if spec.first_level_bits:
             y = self._first_level.look_up(codes[..., :split], self._books) + y
         if spec.transform:
-            grouped = y.view(len(self._transform), -1, y.shape[-1]) - self._transform_bias
-            y = torch.bmm(grouped, self._transform).view(*y.shape[:3], -1)
+            of_each = y.shape[0] * y.shape[1] * y.shape[2] // len(self._transform)
+            grouped = y.view(len(self._transform), of_each, y.shape[3]) - self._transform_bias
+            y = torch.bmm(grouped, self._transform).view(*y.shape[:3], self.codec.head_dim)
         return y * self._scale + self._mean
 
     def _array(self, name: str) -> torch.Tensor:
@@ -144,6 +144,7 @@ class _BitNumbers:
         """Bytes (..., packed_bytes) uint8 → numbers (..., count) int32, all below 2^bits."""
         if self._bits == 8:
             return packed.to(torch.int32)
-        three = packed.index_select(-1, self._bytes).to(torch.int32).view(*packed.shape[:-1], -1, 3)
+        three = packed.index_select(-1, self._bytes).to(torch.int32)
+        three = three.view(*packed.shape[:-1], len(self._shift), 3)
         together = three[..., 0] | (three[..., 1] << 8) | (three[..., 2] << 16)
         return (together >> self._shift) & ((1 << self._bits) - 1)
