@@ -74,7 +74,7 @@ class ChunkFacts:
     ``token_ends[i]``: character offset in the reference text (title, line feed, text; or text alone) at which
     token i ends. ``heads``: the (layer, key-value head) pairs that hold memory; ``kept``: uint8 (heads,
     slots), positions of the kept tokens, counted from the reference's first token, ascending, 255 = unused
-    slot; None in a bank without memories.
+    slot; None for a chunk that has no memory yet.
     """
 
     id: str
@@ -128,6 +128,11 @@ class Bank:
         listed = [queries] if isinstance(queries, str) else list(queries)
         return Hits(tuple(tuple(some) for some in self._searcher.search(listed, k, exact)))
 
+    def cold(self, places: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+        """Which rows, given as (shard, row), have no memory yet: bool (len(places),). Raises IndexError,
+        CorruptError."""
+        return self._files.cold(places)
+
     def show(self, id_prefix: str) -> ChunkFacts:
         """The chunk whose id in hex starts with ``id_prefix``. Raises UsageError (no chunk has it, or more
         than one), CorruptError."""
@@ -142,7 +147,7 @@ class Bank:
             for head in heads
         )
         kept = None
-        if shard.has_memories:
+        if not self.cold([(number, row)])[0]:
             codes = self.manifest.row_codes_bytes
             kept = shard.memories([row])[0, codes:].reshape(len(heads), -1)
         sources = tuple(sources_of(self._files.shards, places))

@@ -21,10 +21,11 @@ from m3build.codec.errors import measure_errors
 from m3build.codec.members import few_members
 from m3build.codec.presets import resolve_codec
 from m3build.codec.rows import Scope, codebook_count
+from m3build.codec.spec import CodecSpec
 from m3build.codec.train import train_codec, training_vectors_wanted
 from m3build.config import RunOptions, Settings
 from m3build.encode import ReferenceEncoder
-from m3build.model import LoadedModel
+from m3build.model import LoadedModel, MemoryShape
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.memory_stage import Encode
 from m3build.pipeline.shard_stage import ShardedCorpus
@@ -103,17 +104,28 @@ def prepare_codec(
 ) -> PreparedCodec:
     """The codec of the version ``old``, that of ``--codec-from``, or a new one trained on this corpus.
 
-    A damaged codec file of ``old`` is made again if this corpus gives the same one. Raises CorruptError
-    where it does not, MismatchError when a codec that is taken over was made for memories of another shape.
+    A build of text only trains none: until memories are there, the codec is ``none``. A damaged codec file of
+    ``old`` is made again if this corpus gives the same one. Raises CorruptError where it does not,
+    MismatchError when a codec that is taken over was made for memories of another shape.
     """
     if run.codec_from is not None:
         return _taken_over(Path(run.codec_from), model, data)
     if old is not None:
         _refuse_other_shape("the bank", old, model)
+    if old is not None and codec_is_open(old):
+        old = None
+    if old is not None:
         if old.files.codec is None or data.is_sound(old.files.codec):
             codec = Codec.from_arrays(_arrays_of(data, old.files.codec), old.codec)
             return PreparedCodec(codec, old.files.codec, dict(old.codec))
+        if settings.text_only:
+            raise CorruptError(
+                "the bank's codec file is missing or damaged: restore it, or name a bank that has the same "
+                "codec with --codec-from"
+            )
         progress.note("the bank's codec file is missing or damaged: training it again")
+    elif settings.text_only:
+        return unquantized(model.shape, settings)
     made = _trained(settings, run, model, fingerprint, sharded, data, ledger, progress)
     if old is None:
         return made
@@ -209,6 +221,30 @@ def memory_key(model: LoadedModel, fingerprint: str) -> dict[str, Any]:
         "selection": shape.selection,
         "sparse_tokens": shape.sparse_tokens,
     }
+
+
+def code_key(model: LoadedModel, fingerprint: str, codec: PreparedCodec) -> str:
+    """A hash of all that shapes a stored memory given its text."""
+    stored = codec.file.sha256 if codec.file else str(codec.codec.spec)
+    return piece_key("code", {**memory_key(model, fingerprint), "codec": stored})
+
+
+def codec_is_open(manifest: Manifest) -> bool:
+    """Whether a bank's codec is still to be chosen: one of text only, without a memory or with memories that
+    are stored unquantized since there were too few of them to train what was asked for."""
+    settings = manifest.sources.get("settings") or {}
+    return (
+        manifest.files.codec is None
+        and settings.get("text_only") is True
+        and (settings.get("codec") != "none" or manifest.cold == manifest.rows)
+    )
+
+
+def unquantized(shape: MemoryShape, settings: Settings) -> PreparedCodec:
+    """The codec ``none``."""
+    scope: Scope = settings.codec_scope  # type: ignore[assignment]
+    codec = Codec(CodecSpec(), scope, shape.heads, shape.head_dim, shape.sparse_tokens, {})
+    return PreparedCodec(codec, None, {**codec.facts(), "key_error": None, "value_error": None})
 
 
 def check_codec(settings: Settings, run: RunOptions, model: LoadedModel) -> None:
