@@ -108,6 +108,18 @@ class BankFiles:
                 found[numbers] = cold_rows(rows, self.manifest.row_codes_bytes)
         return found
 
+    def cold_of_shard(self, number: int) -> NDArray[np.bool_]:
+        """Which rows of a shard have no memory yet: bool (rows,). Raises CorruptError."""
+        import numpy as np
+
+        shard, codes = self.shards[number], self.manifest.row_codes_bytes
+        if not shard.has_memories:
+            return np.ones(shard.rows, np.bool_)
+        if not self.manifest.cold:
+            return np.zeros(shard.rows, np.bool_)
+        blocks = [cold_rows(block, codes) for block in shard.memory_batches()]
+        return np.concatenate([np.empty(0, np.bool_), *blocks])
+
     def find(self, prefix: str) -> list[Location]:
         """All places (shard, row) of the one chunk whose id in hex starts with ``prefix``.
 

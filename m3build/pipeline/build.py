@@ -137,8 +137,8 @@ def compile_bank(
         matched = exclusion.matched + corpus.excluded
         for note in exclusion_notes(options.exclude or (), recorded, matched, kept):
             watch.note(note)
-        if (note := _codec_note(kept, settings)) is not None:
-            watch.note(note)
+        if (of_codec := _codec_note(kept, settings)) is not None:
+            watch.note(of_codec)
         key = code_key(model, model_facts["fingerprint"], codec)
         encode = None
         if not settings.text_only:
