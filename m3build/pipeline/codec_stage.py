@@ -126,7 +126,7 @@ def prepare_codec(
             )
         progress.note("the bank's codec file is missing or damaged: training it again")
     elif settings.text_only:
-        return unquantized(model.shape, settings)
+        return unquantized(model.shape, settings.codec_scope)
     made = _trained(settings, run, model, fingerprint, sharded, data, ledger, progress)
     if old is None:
         return made
@@ -227,9 +227,9 @@ def codec_is_open(manifest: Manifest) -> bool:
     )
 
 
-def unquantized(shape: MemoryShape, settings: Settings) -> PreparedCodec:
+def unquantized(shape: MemoryShape, codec_scope: str) -> PreparedCodec:
     """The codec ``none``."""
-    scope: Scope = settings.codec_scope  # type: ignore[assignment]
+    scope: Scope = codec_scope  # type: ignore[assignment]
     codec = Codec(CodecSpec(), scope, shape.heads, shape.head_dim, shape.sparse_tokens, {})
     return PreparedCodec(codec, None, {**codec.facts(), "key_error": None, "value_error": None})
 

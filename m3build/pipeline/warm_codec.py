@@ -4,7 +4,7 @@ and train it, on the references that happen to be there."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -22,11 +22,16 @@ from m3build.pipeline.codec_stage import (
     held_out_errors,
     references_wanted,
     spec_for,
+    unquantized,
 )
 from m3build.progress import Progress
 from m3build_formats.arrays_file import write_arrays
 from m3build_formats.data_directory import DataDirectory
 from m3build_formats.manifest import Manifest
+
+# Vectors of one reference are alike, however many there are: a codec trained on a handful of texts would fit
+# no other, and the bank would keep it.
+LEAST_REFERENCES: Final = 64
 
 
 def train_on_memories(
@@ -39,10 +44,17 @@ def train_on_memories(
     """A codec for the bank of ``manifest``, by its settings, from memories that are ordered by the ids of
     their references.
 
-    Its facts tell how many references it was trained on, and not of how many: those are a matter of what was
-    asked. Raises UsageError for a codec in the settings that there is not.
+    Fewer than ``LEAST_REFERENCES`` train none. Its facts tell how many references it was trained on, and not
+    of how many: those are a matter of what was asked. Raises UsageError for a codec in the settings that
+    there is not.
     """
     text, scope = _asked(manifest)
+    if text != "none" and len(memories) < LEAST_REFERENCES:
+        progress.note(
+            f"codec {text}: {len(memories)} references are too few to train on; memories are stored "
+            "unquantized (none) until the bank is compiled with --warm"
+        )
+        return unquantized(model.shape, scope)
     held_out = min(HELD_OUT_REFERENCES, len(memories) // HELD_OUT_SHARE)
     resolved = spec_for(text, scope, model, len(memories) - held_out)
     for warning in resolved.warnings:
