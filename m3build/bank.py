@@ -81,7 +81,7 @@ class ChunkFacts:
     ``token_ends[i]``: character offset in the reference text (title, line feed, text; or text alone) at which
     token i ends. ``heads``: the (layer, key-value head) pairs that hold memory; ``kept``: uint8 (heads,
     slots), positions of the kept tokens, counted from the reference's first token, ascending, 255 = unused
-    slot; None in a bank without memories.
+    slot; None for a chunk that has no memory yet.
     """
 
     id: str
@@ -168,8 +168,8 @@ class Bank:
         given, for each device and dtype by themselves.
 
         Raises UsageError (an id that no chunk or more than one has, a hit of another bank or version, no such
-        device), MismatchError (a bank without memories), CorruptError, ResourceError (memories too large to
-        decode).
+        device), MismatchError (a memory that is not made yet), CorruptError, ResourceError (memories too
+        large to decode).
         """
         if device is not None:
             return self._reader.read_to(ids, device, dtype)
@@ -180,6 +180,17 @@ class Bank:
     def cache_info(self) -> CacheInfo:
         """What the cache of decoded memories holds and did since the bank was opened."""
         return self._reader.cache_info()
+
+    def place(self, reference: str | Hit) -> tuple[int, int]:
+        """Shard and row of a reference, given as an id in hex, an unambiguous start of one, or a hit of a
+        search. Raises UsageError, CorruptError."""
+        found = self._reader.find(reference)[0]
+        return found.shard, found.row
+
+    def cold(self, places: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+        """Which rows, given as (shard, row), have no memory yet: bool (len(places),). Raises IndexError,
+        CorruptError."""
+        return self._files.cold(places)
 
     def show(self, id_prefix: str) -> ChunkFacts:
         """The chunk whose id in hex starts with ``id_prefix``. Raises UsageError (no chunk has it, or more
@@ -195,7 +206,7 @@ class Bank:
             for head in heads
         )
         kept = None
-        if shard.has_memories:
+        if not self.cold([(number, row)])[0]:
             codes = self.manifest.row_codes_bytes
             kept = shard.memories([row])[0, codes:].reshape(len(heads), -1)
         sources = tuple(sources_of(self._files.shards, places))

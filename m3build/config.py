@@ -45,6 +45,7 @@ class CompileOptions:
     embedder: str | None = None
     index: str | None = None
     exclude: tuple[str, ...] | None = None
+    text_only: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Settings:
 
     ``codec`` and ``index`` are what was asked for (``auto`` included); what they came to stands in the
     manifest's codec and index facts. ``exclude`` is all that was ever excluded and not readmitted, sorted.
+    ``text_only``: memories are left to be made at first retrieval.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Settings:
     embedder: str = "lexical"
     index: str = "auto"
     exclude: tuple[str, ...] = ()
+    text_only: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON object, as the manifest's ``settings`` keeps them."""
@@ -136,15 +139,19 @@ def resolve(
     ``recorded`` is the ``settings`` object of the bank's manifest, or None for a new bank. Raises
     MismatchError, naming every difference, when something said differs from the bank and ``rebuild`` is
     false; UsageError without a model, and for a pattern to ``readmit`` that is not excluded. Exclusions add
-    up: what a bank excludes stays excluded, with ``rebuild`` too, until it is readmitted.
+    up: what a bank excludes stays excluded, with ``rebuild`` too, until it is readmitted. A bank of text only
+    may be warmed at any time, since nothing that it has changes; the way back takes ``rebuild``.
     """
     said = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) is not None}
     old = {k: v for k, v in (recorded or {}).items() if k in Settings.__dataclass_fields__}
+    if recorded is not None:
+        old.setdefault("text_only", False)
     # The model is compared by its fingerprint once it is loaded, not by the path someone typed.
+    free = {"model", "exclude", *(["text_only"] if options.text_only is False else [])}
     differing = [
         name
         for name, value in said.items()
-        if name in old and name not in ("model", "exclude") and _plain(value) != old[name]
+        if name in old and name not in free and _plain(value) != old[name]
     ]
     if differing and not rebuild:
         listed = "; ".join(

@@ -52,6 +52,8 @@ class DeepReport:
 
     def describe(self) -> str:
         """One line for people."""
+        if not self.compared:
+            return "no chunk has a memory yet: nothing to encode again"
         if self.bytes_expected:
             return f"encoded {self.compared} chunks again: {self.exact} equal byte for byte"
         return (
@@ -68,7 +70,7 @@ def verify_deep(
     sample: int = 64,
     device: str = "auto",
 ) -> DeepReport:
-    """Encode ``sample`` chunks, drawn by their ids, again.
+    """Encode ``sample`` chunks that have a memory, drawn by their ids, again.
 
     Raises UsageError where the model cannot be found, MismatchError where it is not the one the bank was made
     with.
@@ -132,12 +134,13 @@ def _same_machine(recorded: Any, libraries: Any, loaded: LoadedModel) -> bool:
 
 
 def _drawn(files: BankFiles, sample: int) -> dict[int, list[int]]:
-    """The rows with the smallest ids: a uniform draw, the same each time."""
+    """The rows with the smallest ids of those that have a memory: a uniform draw, the same each time."""
     smallest: list[tuple[bytes, int, int]] = []
     for number, shard in enumerate(files.shards):
         row = 0
         for block in shard.chunk_ids():
-            smallest += [(key.tobytes(), number, row + i) for i, key in enumerate(block)]
+            cold = files.cold([(number, row + i) for i in range(len(block))])
+            smallest += [(key.tobytes(), number, row + i) for i, key in enumerate(block) if not cold[i]]
             row += len(block)
             smallest = sorted(smallest)[:sample]
     drawn: dict[int, list[int]] = {}

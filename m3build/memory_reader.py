@@ -15,7 +15,7 @@ Design choices:
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -83,8 +83,9 @@ class MemoryReader:
         self, wanted: Wanted | Sequence[Wanted], form: Hashable, blocks: Blocks[Array]
     ) -> Memories[Array]:
         listed = [wanted] if isinstance(wanted, str | Hit) else list(wanted)
-        found = [self._find(one) for one in listed]
+        found = [self.find(one) for one in listed]
         places = dict(found)
+        self._check_warm(places)
         numbers = {location: number for number, location in enumerate(places)}
         block = self._fetch(list(places), form, blocks)
         used: Any = block.positions != UNUSED_SLOT
@@ -100,8 +101,8 @@ class MemoryReader:
             return memories
         return memories[[numbers[location] for location, _ in found]]
 
-    def _find(self, wanted: Wanted) -> tuple[Location, str]:
-        """Where a memory lies, and its id."""
+    def find(self, wanted: Wanted) -> tuple[Location, str]:
+        """Where a memory lies (shard, row), and its id. Raises UsageError, CorruptError."""
         shards = self._files.shards
         if isinstance(wanted, Hit):
             if not (0 <= wanted.shard < len(shards) and 0 <= wanted.row < shards[wanted.shard].rows):
@@ -155,10 +156,19 @@ class MemoryReader:
 
     def _check_memories(self) -> None:
         shards = self._files.manifest.shards
-        if shards and shards[0].memories is None:
+        if shards and all(shard.memories is None for shard in shards):
             raise MismatchError(
                 "this bank holds no memories, only text and its index: m3build.attach encodes them when they "
                 "are first retrieved; or compile it without --text-only"
+            )
+
+    def _check_warm(self, places: Mapping[Location, str]) -> None:
+        cold = self._files.cold(list(places))
+        if cold.any():
+            identity = list(places.values())[int(cold.argmax())]
+            raise MismatchError(
+                f"chunk {identity[:12]} has no memory yet: m3build.attach encodes it when it is first"
+                " retrieved"
             )
 
     def _opened_codec(self) -> tuple[Codec, MemoryShape]:

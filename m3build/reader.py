@@ -30,6 +30,7 @@ from m3build.interception import attention_is_taken
 from m3build.model.live import loaded_from
 from m3build.model.load import load_tokenizer
 from m3build.read_context import check_positions, context_positions, encode_reference_bos
+from m3build.reader_memories import ReaderMemories
 from m3build.reader_state import (
     Plan,
     Query,
@@ -116,6 +117,7 @@ class Reader:
         self._retrieve = retrieve or self._search
         self._tokenizer = tokenizer
         self._interval = shape.reference_tokens
+        self._memories_of = ReaderMemories(bank, self.loaded)
         self._owns_bank = owns_bank
         self._base = base
         self._bos: ReferenceBos | None = None
@@ -139,8 +141,18 @@ class Reader:
             self._base.forward = self._forward
         else:
             del self._base.forward
+        self._memories_of.close()
         if self._owns_bank:
             self.bank.close()
+
+    def persist(self) -> int:
+        """Write the memories that were encoded at first retrieval into the bank, as a new version; the
+        version that is current then. This reader goes on with the version it has.
+
+        Raises BusyError (another process writes the bank), MismatchError (its current version is of another
+        model, number type or device class), and the other errors of a commit.
+        """
+        return self._memories_of.persist()
 
     def __enter__(self) -> Self:
         return self
@@ -275,7 +287,7 @@ class Reader:
                     [number[name] for name in some], dtype=torch.int64
                 )
         device, dtype = self._place()
-        memories = self.bank.read(list(distinct.values()), device=device, dtype=dtype)
+        memories = self._memories_of.read(list(distinct.values()), device, dtype)
         return chunk_memories(
             memories.memory_layers, memories.keys, memories.values, memories.mask, table.to(device)
         )

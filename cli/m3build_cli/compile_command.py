@@ -119,6 +119,11 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 )
 @click.option("--codec-from", metavar="BANK", help="Take over the codec of another bank.")
 @click.option(
+    "--text-only/--warm",
+    default=None,
+    help="Make chunks and index only, and each memory when it is first retrieved; or all of them now.",
+)
+@click.option(
     "--embedder",
     metavar="NAME",
     help="lexical, or a sentence-transformers directory or hub id.  [default: lexical]",

@@ -27,7 +27,8 @@ def describe_result(result: CompileResult) -> str:
         f"{facts['shards']} shard{'s' if facts['shards'] != 1 else ''} in {result.seconds:,.1f} s",
         f"  encoded     {result.encoded:,} references"
         + (f", {result.reused:,} reused" if result.reused else "")
-        + (f", {result.repeated:,} repeated" if result.repeated else ""),
+        + (f", {result.repeated:,} repeated" if result.repeated else "")
+        + (f"; text only, {facts['cold']:,} are encoded when first retrieved" if facts["cold"] else ""),
         f"  duplicates  {facts['duplicates']:,} exact"
         + (f", {facts['near_duplicates']:,} near" if facts["near_duplicates"] else ""),
         f"  codec       {codec_line(facts['codec'])}",

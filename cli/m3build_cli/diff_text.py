@@ -20,6 +20,7 @@ _COUNTS = {
     "empty_documents": "empty documents",
     "rejects": "rejects",
     "unsupported_files": "files of other kinds",
+    "cold": "chunks without a memory yet",
 }
 _NAME_WIDTH = 100
 _VALUE_WIDTH = 40

@@ -27,6 +27,7 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
             f"layers {layers}; {model['kv_heads']} key-value heads of {model['head_dim']}; "
             f"{model['sparse_tokens']} of at most {model['reference_tokens']} tokens a head",
         ),
+        *([("cold", cold(facts))] if facts["cold"] else []),
         (
             "codec",
             f"{codec['spec']}, {codec['bytes_per_vector']} bytes a vector, {codec['compression']:.1f} "
@@ -46,6 +47,13 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
         ("", f"{in_both_units(size):>24}  {name}") for name, size in facts["bytes"].items() if name != "total"
     ]
     return "\n".join(f"{name:<9} {text}" for name, text in rows)
+
+
+def cold(facts: dict[str, Any]) -> str:
+    """How much of a bank of text only has no memory yet."""
+    if facts["cold"] == facts["chunks"]:
+        return "text only: memories are made at first retrieval"
+    return f"{facts['cold']:,} of {facts['chunks']:,} chunks have no memory yet: made at first retrieval"
 
 
 def left_out(facts: dict[str, Any]) -> str:

@@ -27,7 +27,13 @@ def describe_plan(plan: Plan) -> str:
     lines += [
         _row("embeddings", plan.embedding_bytes / n, n),
         _row("index", plan.index_bytes / n, n),
-        _row("bank: codes, positions, text, embeddings, index", plan.bank_bytes / n, n),
+        _row(
+            "bank: text, embeddings, index; no memories yet"
+            if plan.text_only
+            else "bank: codes, positions, text, embeddings, index",
+            plan.bank_bytes / n,
+            n,
+        ),
         "",
         f"{'FLOPs to write':<50}{'a reference':>14}  all together",
         _flops("as the paper estimates (App. A)", plan.paper_flops_each, n),

@@ -75,7 +75,7 @@ def command(
         )
     click.echo(f"tokens   {len(spans)}")
     if facts.kept is None:
-        click.echo("kept     this bank holds no memories\n\n" + text)
+        click.echo("kept     this chunk has no memory yet: it is made at first retrieval\n\n" + text)
         return
     shown = facts.heads[0][0] if layer is None else layer
     marks = kept_by_heads(facts, shown, head)
@@ -86,7 +86,7 @@ def command(
 
 
 def heads_of(facts: ChunkFacts) -> tuple[tuple[int, int], ...]:
-    """The memory heads of a chunk; none in a bank without memories."""
+    """The memory heads of a chunk; none where it has no memory yet."""
     return facts.heads if facts.kept is not None else ()
 
 

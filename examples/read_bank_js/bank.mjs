@@ -97,15 +97,19 @@ export class Bank {
     return found;
   }
 
-  /** What each head kept of a row: [{layer, head, slots: [{position, key, value}]}], used slots only. */
+  /**
+   * What each head kept of a row: [{layer, head, slots: [{position, key, value}]}], used slots only; null
+   * for a cold row, whose chunk has no memory yet.
+   */
   memory(shard, row, tokens) {
     const { memory, row_bytes: rowBytes, codec } = this.manifest;
     const { sparse_tokens: slots } = memory;
+    if (!shard.entry.memories) return null;
     this.codec ??= new Codec(codec, this.#codecArrays());
     return shard.memories.row(row, (columns, at) => {
       const bytes = columns.memory(at);
       const positions = bytes.subarray(rowBytes.codes);
-      return this.heads.map(([layer, head], index) => {
+      const heads = this.heads.map(([layer, head], index) => {
         // Codes lie in order (layer, key or value, head, slot), so a layer's start behind two for each slot
         // of the heads of earlier layers.
         const rank = memory.memory_layers.indexOf(layer);
@@ -120,6 +124,7 @@ export class Bank {
         const slot = (position, s) => ({ position, key: decode(0, s), value: decode(1, s) });
         return { layer, head, slots: kept.map(slot) };
       });
+      return heads.every(({ slots: kept }) => kept.length === 0) ? null : heads;
     });
   }
 

@@ -60,7 +60,7 @@ function gather(bank, prefix) {
     { shard: bank.shards.indexOf(shard), row, occurrences: shard.chunk(row).occurrences }));
   const [{ shard, row, id }] = found;
   const chunk = shard.chunk(row);
-  const memory = shard.entry.memories && bank.memory(shard, row, chunk.tokens);
+  const memory = bank.memory(shard, row, chunk.tokens);
   return { id, chunk, places, memory, embedding: shard.embeddings.get(row).embedding };
 }
 
@@ -89,7 +89,7 @@ function* showText({ id, chunk, places, memory }) {
       yield `  in ${oneLine(document)} of ${oneLine(source)}, characters ${start} to ${end}`;
     }
   }
-  if (!memory) yield "this bank holds no memories";
+  if (!memory) yield "this chunk has no memory yet";
   for (const { layer, head, slots } of memory ?? []) {
     yield `layer ${layer}, head ${head}`;
     for (const { position, key, value } of slots) {

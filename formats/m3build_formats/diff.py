@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,6 +122,9 @@ def _compare(before: tuple[str, Manifest | None], after: tuple[str, Manifest], l
         documents, chunks = compare_rows(
             Tables(Path(old_path), old.shards if old else ()), Tables(Path(new_path), new.shards), limit
         )
+        if old is not None and old.code_key == new.code_key and (old.cold or new.cold):
+            # Memories files differ in which rows are warm; nothing that had a memory got another.
+            chunks = replace(chunks, encoded_anew=0)
     return Difference(
         before=Side(old_path, describe(old)) if old else None,
         after=Side(new_path, describe(new)),

@@ -81,13 +81,17 @@ def _key(shard: ShardEntry) -> tuple[str, str]:
 
 
 def _encoded_anew(before: Tables, after: Tables) -> int:
-    known: dict[str, set[str | None]] = {}
+    """Rows of shards that had other memories; those that had none are encoded for the first time."""
+    known: dict[str, set[str]] = {}
     for shard in before.shards:
-        known.setdefault(shard.chunks.sha256, set()).add(_memories(shard))
+        if shard.memories is not None:
+            known.setdefault(shard.chunks.sha256, set()).add(shard.memories.sha256)
     return sum(
         shard.rows
         for shard in after.shards
-        if (texts := shard.chunks.sha256) in known and _memories(shard) not in known[texts]
+        if shard.memories is not None
+        and (texts := shard.chunks.sha256) in known
+        and shard.memories.sha256 not in known[texts]
     )
 
 
@@ -210,7 +214,3 @@ def _occurrences(batch: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _listed_ids(ids: Ids, limit: int) -> Listed:
     # NumPy drops zero bytes at the end when it hands out a string.
     return Listed(len(ids), tuple(bytes(item).ljust(ID.itemsize, b"\0").hex() for item in ids[:limit]))
-
-
-def _memories(shard: ShardEntry) -> str | None:
-    return shard.memories.sha256 if shard.memories else None

@@ -35,6 +35,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "rejects": manifest.counts["rejects"],
         "unsupported_files": manifest.counts["unsupported_files"],
         "excluded": manifest.counts.get("excluded", 0),
+        "cold": manifest.cold,
         "exclude": excluded_patterns(manifest),
         "characters": manifest.counts["characters"],
         "shards": len(manifest.shards),

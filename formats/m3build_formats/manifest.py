@@ -67,6 +67,12 @@ class VersionContents:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def cold(self) -> int:
+        """Rows that have no memory yet."""
+        without = sum(shard.rows for shard in self.shards if shard.memories is None)
+        return self.counts.get("cold", without)
+
+    @property
     def row_bytes(self) -> int:
         """Width of a memory row."""
         return self.row_codes_bytes + self.row_positions_bytes

@@ -239,13 +239,21 @@ def _check_shards(check: Checker, top: Mapping[str, Any]) -> bool:
             found = _check_file(check, shard.get(key), f"{path}.{key}", kind)
             if found is not None and expected is not None and found != expected:
                 check.add(f"{path}.{key}.rows", f"expected the shard's {expected}, got {found}")
-    if with_memories not in (0, len(shards)):
-        check.add("shards", f"{with_memories} of {len(shards)} have memories: expected all or none")
-    counts = top.get("counts")
-    chunks = counts.get("chunks") if isinstance(counts, dict) else None
-    if type(chunks) is int and chunks != total and not check.problems:
-        check.add("counts.chunks", f"expected the {total} rows of the shards, got {chunks}")
+    if not check.problems:
+        _check_counts(check, top["counts"], shards, total)
     return bool(with_memories)
+
+
+def _check_counts(check: Checker, counts: Mapping[str, int], shards: list[Any], total: int) -> None:
+    if counts["chunks"] != total:
+        check.add("counts.chunks", f"expected the {total} rows of the shards, got {counts['chunks']}")
+    without = sum(shard["rows"] for shard in shards if shard["memories"] is None)
+    cold = counts.get("cold", without)
+    if not without <= cold <= total:
+        check.add(
+            "counts.cold",
+            f"expected from {without}, the rows of shards without memories, to {total}, got {cold}",
+        )
 
 
 def _check_file(check: Checker, value: object, path: str, kind: str) -> int | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from m3build_formats.arrays_file import read_arrays
 from m3build_formats.atomic import open_directory
+from m3build_formats.cold_rows import cold_rows
 from m3build_formats.errors import CorruptError, ResourceError
 from m3build_formats.evaluation_file import read_evaluation
 from m3build_formats.id_index import IdIndex, Location
@@ -89,6 +90,37 @@ class BankFiles:
         """The JSON of the evaluation file, None where there is none."""
         file = self._files.get("eval")
         return read_evaluation(file.entry, file.whole()) if file is not None else None
+
+    def cold(self, places: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+        """Which rows, given as (shard, row), have no memory yet: bool (len(places),).
+
+        Raises IndexError, CorruptError.
+        """
+        import numpy as np
+
+        found = np.ones(len(places), np.bool_)
+        if not self.manifest.cold:
+            return ~found
+        by_shard: dict[int, list[int]] = {}
+        for number, (shard, _) in enumerate(places):
+            by_shard.setdefault(shard, []).append(number)
+        for shard, numbers in by_shard.items():
+            if self.shards[shard].has_memories:
+                rows = self.shards[shard].memories([places[number][1] for number in numbers])
+                found[numbers] = cold_rows(rows, self.manifest.row_codes_bytes)
+        return found
+
+    def cold_of_shard(self, number: int) -> NDArray[np.bool_]:
+        """Which rows of a shard have no memory yet: bool (rows,). Raises CorruptError."""
+        import numpy as np
+
+        shard, codes = self.shards[number], self.manifest.row_codes_bytes
+        if not shard.has_memories:
+            return np.ones(shard.rows, np.bool_)
+        if not self.manifest.cold:
+            return np.zeros(shard.rows, np.bool_)
+        blocks = [cold_rows(block, codes) for block in shard.memory_batches()]
+        return np.concatenate([np.empty(0, np.bool_), *blocks])
 
     def find(self, prefix: str) -> list[Location]:
         """All places (shard, row) of the one chunk whose id in hex starts with ``prefix``.

@@ -103,7 +103,7 @@ class Shard:
         """Memory rows as a new uint8 array of shape (len(rows), row_bytes), in the order asked for.
 
         Reads in file order, so that each batch is touched once. Raises IndexError, CorruptError, and
-        MismatchError where the bank has no memories.
+        MismatchError where the shard has no memories. Rows may be cold (`cold_rows`).
         """
         table = self._memory_table()
         wanted = np.asarray(rows, np.int64).reshape(-1)
@@ -141,7 +141,7 @@ class Shard:
 
     def _memory_table(self) -> CheckedArrowFile:
         if self._memories is None:
-            raise MismatchError("this bank holds no memories, only text and its index")
+            raise MismatchError("this shard holds no memories yet, only text and its index")
         return self._memories
 
 

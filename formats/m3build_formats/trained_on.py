@@ -21,7 +21,7 @@ Answer = Literal["no", "may", "unknown"]
 
 # What makes a new file of a kind: a merge takes the codec over and fits the embedder.
 _TRAINED_BY: Final[dict[str, frozenset[str]]] = {
-    "codec": frozenset({"compile"}),
+    "codec": frozenset({"compile", "persist"}),
     "embedder": frozenset({"compile", "merge"}),
 }
 # A training notes how many distinct references it could choose from. Counts up to here are compared with the

@@ -86,7 +86,9 @@ class _Files:
         self._directory = directory
         self._level = level
         self._sound: dict[str, bool] = {}
-        self._shards_seen: set[tuple[object, ...]] = set()
+        self._files_seen: set[FileEntry] = set()
+        # Cold rows of each shard whose rows were looked at.
+        self._cold: dict[tuple[object, ...], int] = {}
         self.count = 0
         self.bytes = 0
 
@@ -126,17 +128,27 @@ class _Files:
         from m3build_formats.verify_rows import check_bank_file, check_shard
 
         for kind, entry in manifest.files.files():
-            key: tuple[object, ...] = (entry,)
-            if self._sound[entry.name] and key not in self._shards_seen:
-                self._shards_seen.add(key)
+            if self._sound[entry.name] and entry not in self._files_seen:
+                self._files_seen.add(entry)
                 yield from check_bank_file(kind, entry, directory)
+        cold, all_seen = 0, True
         for shard in manifest.shards:
             # The whole entries: two of one name may say different rows and batches.
-            key = (shard, manifest.row_bytes, manifest.embedder["dim"])
+            key = (shard, manifest.row_bytes, manifest.row_codes_bytes, manifest.embedder["dim"])
             sound = all(self._sound[entry.name] for _, entry in shard.files())
-            if sound and key not in self._shards_seen:
-                self._shards_seen.add(key)
-                yield from check_shard(manifest, shard, directory)
+            if sound and key not in self._cold:
+                found: list[int] = [] if shard.memories else [shard.rows]
+                yield from check_shard(manifest, shard, directory, found.append)
+                self._cold[key] = sum(found)
+            all_seen &= sound
+            cold += self._cold.get(key, 0)
+        if all_seen and cold != manifest.cold:
+            yield Problem(
+                _manifest_file(manifest.version),
+                None,
+                "counts.cold are the rows without a memory",
+                f"says {manifest.cold}, and {cold} have none",
+            )
 
 
 def _read_manifests(path: str | os.PathLike[str], numbers: list[int]) -> tuple[list[Manifest], list[Problem]]:

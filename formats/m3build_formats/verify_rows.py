@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from m3build_formats.arrays_file import iterate_arrays
 from m3build_formats.arrow_file import first_line
+from m3build_formats.cold_rows import cold_rows
 from m3build_formats.entries import FileEntry, ShardEntry
 from m3build_formats.errors import M3Error
 from m3build_formats.evaluation_file import read_evaluation
@@ -51,8 +52,11 @@ def check_bank_file(kind: str, entry: FileEntry, directory: int) -> Iterator[Pro
     yield from _guarded(entry, contents)
 
 
-def check_shard(manifest: Manifest, entry: ShardEntry, directory: int) -> Iterator[Problem]:
-    """Problems in the rows of a shard's tables."""
+def check_shard(
+    manifest: Manifest, entry: ShardEntry, directory: int, on_cold: Callable[[int], None]
+) -> Iterator[Problem]:
+    """Problems in the rows of a shard's tables; ``on_cold`` is told of cold rows of its memories, a few at a
+    time."""
     opened: list[Shard] = []
 
     def open_shard() -> Iterator[Problem]:
@@ -67,7 +71,7 @@ def check_shard(manifest: Manifest, entry: ShardEntry, directory: int) -> Iterat
     yield from _guarded(entry.chunks, lambda: check_chunks(manifest, shard, documents, tokens))
     memories = entry.memories
     if memories is not None:
-        yield from _guarded(memories, lambda: _check_memories(manifest, shard, memories, tokens))
+        yield from _guarded(memories, lambda: _check_memories(manifest, shard, memories, tokens, on_cold))
     yield from _guarded(entry.embeddings, lambda: _check_embeddings(shard))
     yield from _guarded(entry.index, lambda: _check_index(shard))
     for kind, file in entry.files():
@@ -90,7 +94,11 @@ def _guarded(entry: FileEntry, check: Callable[[], Iterator[Problem]]) -> Iterat
 
 
 def _check_memories(
-    manifest: Manifest, shard: Shard, entry: FileEntry, tokens_of_rows: NDArray[np.uint16]
+    manifest: Manifest,
+    shard: Shard,
+    entry: FileEntry,
+    tokens_of_rows: NDArray[np.uint16],
+    on_cold: Callable[[int], None],
 ) -> Iterator[Problem]:
     file = f"{DATA_DIRECTORY}/{entry.name}"
     slots, vector = manifest.memory["sparse_tokens"], manifest.codec["bytes_per_vector"]
@@ -100,6 +108,7 @@ def _check_memories(
         tokens = tokens_of_rows[first : first + len(block), None, None]
         positions = block[:, manifest.row_codes_bytes :].reshape(len(block), sum(heads), slots)
         unused = positions == UNUSED_SLOT
+        on_cold(int(cold_rows(block, manifest.row_codes_bytes).sum()))
         ascending = unused[:, :, 1:] | (positions[:, :, 1:] > positions[:, :, :-1])
         bad = (
             (~unused & (positions >= tokens)).any((1, 2))

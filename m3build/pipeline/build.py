@@ -19,10 +19,10 @@ from m3build.chunking import Chunker, ChunkOptions, NearDuplicates
 from m3build.config import CompileOptions, RunOptions, Settings, parse_reject_limit, resolve
 from m3build.corpus import Exclusion, SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
-from m3build.pipeline.codec_stage import PreparedCodec, check_codec, memory_key, prepare_codec
+from m3build.pipeline.codec_stage import check_codec, code_key, codec_is_open, prepare_codec
 from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
 from m3build.pipeline.exclusion_notes import exclusion_notes
-from m3build.pipeline.ledger import Ledger, piece_key
+from m3build.pipeline.ledger import Ledger
 from m3build.pipeline.libraries import library_versions
 from m3build.pipeline.memory_stage import MemoryWriter, OldMemories
 from m3build.pipeline.places import Places
@@ -32,7 +32,6 @@ from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_recall
 from m3build.pipeline.watch import Watch
-from m3build.pipeline.written import reference_ids
 from m3build.progress import Progress, Silent
 from m3build.records import Reject
 from m3build_formats.bank import is_bank, list_versions, read_manifest
@@ -132,18 +131,27 @@ def compile_bank(
         )
         retrieval = prepare_retrieval(settings, run, kept, sharded, writer.data, watch)
         if kept is not None:
-            _refuse_other_file("--codec-from", run.codec_from, kept.files.codec, codec.file)
+            if not codec_is_open(kept):
+                _refuse_other_file("--codec-from", run.codec_from, kept.files.codec, codec.file)
             _refuse_other_file("--embedder-from", run.embedder_from, kept.files.embedder, retrieval.file)
         matched = exclusion.matched + corpus.excluded
         for note in exclusion_notes(options.exclude or (), recorded, matched, kept):
             watch.note(note)
-        code_key = _code_key(model, model_facts, codec)
+        if (of_codec := _codec_note(kept, settings)) is not None:
+            watch.note(of_codec)
+        key = code_key(model, model_facts["fingerprint"], codec)
+        encode = None
+        if not settings.text_only:
+            encode = stack.enter_context(codec.row_encoder(model, run.batch_tokens))
+        # Whoever builds anew with text only wants to be rid of the memories.
+        stored = None if settings.text_only and run.rebuild else old
         memories = MemoryWriter(
-            stack.enter_context(codec.row_encoder(model, run.batch_tokens)),
+            encode,
             codec.row_bytes,
-            code_key,
+            codec.codec.row_bytes,
+            key,
             sharded.places,
-            _old_memories(old, code_key, writer, build, stack),
+            _old_memories(stored, key, writer, build, stack),
             writer.data,
             build / "shards",
             ledger,
@@ -151,7 +159,7 @@ def compile_bank(
         shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, watch)
         contents = VersionContents(
             operation="compile",
-            counts={**counts, "excluded": matched.total()},
+            counts={**counts, "excluded": matched.total(), **_cold(memories)},
             sources={"settings": settings.to_json(), "files": len(files)},
             chunker={
                 **chunker.describe(),
@@ -174,7 +182,7 @@ def compile_bank(
                 ),
             },
             libraries=library_versions(),
-            code_key=code_key,
+            code_key=key,
             row_codes_bytes=codec.codec.row_bytes,
             row_positions_bytes=codec.row_bytes - codec.codec.row_bytes,
             shards=tuple(shards),
@@ -276,13 +284,21 @@ def _counts(corpus: ChunkedCorpus, sharded: ShardedCorpus) -> dict[str, int]:
     }
 
 
-def _code_key(model: LoadedModel, facts: dict[str, Any], codec: PreparedCodec) -> str:
-    return piece_key(
-        "code",
-        {
-            **memory_key(model, facts["fingerprint"]),
-            "codec": codec.file.sha256 if codec.file else str(codec.codec.spec),
-        },
+def _cold(memories: MemoryWriter) -> dict[str, int]:
+    """How many rows have no memory yet, where there are any."""
+    return {"cold": memories.counts["cold"]} if memories.counts["cold"] else {}
+
+
+def _codec_note(kept: Manifest | None, settings: Settings) -> str | None:
+    """What to know of a codec that was trained on what happened to be retrieved, when all is encoded."""
+    if kept is None or settings.text_only or kept.files.codec is None:
+        return None
+    trained_on = kept.codec.get("trained_on")
+    if not isinstance(trained_on, dict) or "corpus_references" in trained_on:
+        return None
+    return (
+        f"the codec was trained on the first {trained_on.get('references')} references that were retrieved: "
+        "--retrain trains one on all"
     )
 
 
@@ -293,17 +309,13 @@ def _memory_facts(model: LoadedModel) -> dict[str, Any]:
 
 
 def _old_memories(
-    old: Manifest | None, code_key: str, writer: BankWriter, build: Path, stack: ExitStack
+    old: Manifest | None, key: str, writer: BankWriter, build: Path, stack: ExitStack
 ) -> OldMemories | None:
-    """What may be copied from the current version, which is something only if its code key is this "
-    "build's."""
-    if old is None or old.code_key != code_key:
+    """What may be copied from the current version, which is something only if its code key is this
+    build's."""
+    if old is None or old.code_key != key:
         return None
     places = stack.enter_context(closing(Places(build / "old-places.sqlite")))
-    for number, shard in enumerate(old.shards):
-        # A damaged file is as good as none: what it held is encoded again.
-        if writer.data.is_sound(shard.chunks):
-            places.add(number, reference_ids(writer.data.path, shard.chunks))
     return OldMemories(old, places, writer.data)
 
 
@@ -332,7 +344,7 @@ def _write_shards(
         writer.data,
         ledger,
     )
-    with watch.stage("encode", rows, "references") as stage:
+    with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
         written = [memories.write(shard, stage) for shard in sharded.shards]
     with watch.stage("embed", rows, "chunks") as stage:
         vectors = [vectors_writer.write(shard, stage) for shard in sharded.shards]

@@ -19,12 +19,13 @@ from m3build.codec.codec import Codec
 from m3build.codec.encoder import TorchEncoder
 from m3build.codec.errors import measure_errors
 from m3build.codec.members import few_members
-from m3build.codec.presets import resolve_codec
+from m3build.codec.presets import Resolved, resolve_codec
 from m3build.codec.rows import Scope, codebook_count
+from m3build.codec.spec import CodecSpec
 from m3build.codec.train import train_codec, training_vectors_wanted
 from m3build.config import RunOptions, Settings
 from m3build.encode import ReferenceEncoder
-from m3build.model import LoadedModel
+from m3build.model import LoadedModel, MemoryShape
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.memory_stage import Encode
 from m3build.pipeline.shard_stage import ShardedCorpus
@@ -39,6 +40,7 @@ from m3build_formats.manifest import FileEntry, Manifest
 # Held-out references on which a codec's errors are measured, and the query tokens of each that look at its
 # kept keys.
 HELD_OUT_REFERENCES = 256
+HELD_OUT_SHARE = 5
 ERROR_QUERIES = 8
 # A sample is held in memory in float32 while it is trained on, and so bounded in bytes too.
 MAX_SAMPLE_BYTES = 1 << 30
@@ -103,17 +105,28 @@ def prepare_codec(
 ) -> PreparedCodec:
     """The codec of the version ``old``, that of ``--codec-from``, or a new one trained on this corpus.
 
-    A damaged codec file of ``old`` is made again if this corpus gives the same one. Raises CorruptError
-    where it does not, MismatchError when a codec that is taken over was made for memories of another shape.
+    A build of text only trains none: until memories are there, the codec is ``none``. A damaged codec file of
+    ``old`` is made again if this corpus gives the same one. Raises CorruptError where it does not,
+    MismatchError when a codec that is taken over was made for memories of another shape.
     """
     if run.codec_from is not None:
         return _taken_over(Path(run.codec_from), model, data)
     if old is not None:
         _refuse_other_shape("the bank", old, model)
+    if old is not None and codec_is_open(old):
+        old = None
+    if old is not None:
         if old.files.codec is None or data.is_sound(old.files.codec):
             codec = Codec.from_arrays(_arrays_of(data, old.files.codec), old.codec)
             return PreparedCodec(codec, old.files.codec, dict(old.codec))
+        if settings.text_only:
+            raise CorruptError(
+                "the bank's codec file is missing or damaged: restore it, or name a bank that has the same "
+                "codec with --codec-from"
+            )
         progress.note("the bank's codec file is missing or damaged: training it again")
+    elif settings.text_only:
+        return unquantized(model.shape, settings.codec_scope)
     made = _trained(settings, run, model, fingerprint, sharded, data, ledger, progress)
     if old is None:
         return made
@@ -136,28 +149,14 @@ def _trained(
     progress: Progress,
 ) -> PreparedCodec:
     """A codec trained on this corpus, or found finished by an earlier, stopped build."""
-    vectors = len(model.shape.heads) * model.shape.sparse_tokens
     references = len(sharded.places)
-    held_out = min(HELD_OUT_REFERENCES, references // 5)
+    held_out = min(HELD_OUT_REFERENCES, references // HELD_OUT_SHARE)
     scope: Scope = settings.codec_scope  # type: ignore[assignment]
-    per_codebook = 2 * vectors / codebook_count(scope, model.shape.heads)
-    resolved = resolve_codec(
-        settings.codec,
-        model.shape.head_dim,
-        training_vectors=int((references - held_out) * per_codebook),
-        forward_flops=write_flops(
-            model_shape(model.facts),
-            memory_plan(model.shape, len(model.reference_bos_ids)),
-            model.shape.memory_layers[-1],
-        ),
-        vectors=2 * vectors,
-    )
+    resolved = spec_for(settings.codec, scope, model, references - held_out)
     for warning in resolved.warnings:
         progress.note(warning)
     spec = resolved.spec
-    wanted = _references_wanted(
-        training_vectors_wanted(spec), per_codebook, 2 * vectors * model.shape.head_dim * 4
-    )
+    wanted = references_wanted(spec, scope, model.shape)
     key = piece_key(
         "codec",
         {
@@ -187,7 +186,7 @@ def _trained(
         **codec.facts(),
         "trained_on": {"references": training, "corpus_references": references},
         **few_members(codec, sample.keys, sample.values, sample.positions),
-        **_errors(codec, tested, model, progress),
+        **held_out_errors(codec, tested, model, progress),
     }
     entry = write_arrays(data, "codec", codec.to_arrays()) if spec.is_trained else None
     ledger.put(key, {"entry": entry.to_json() if entry else None, "facts": facts})
@@ -209,6 +208,30 @@ def memory_key(model: LoadedModel, fingerprint: str) -> dict[str, Any]:
         "selection": shape.selection,
         "sparse_tokens": shape.sparse_tokens,
     }
+
+
+def code_key(model: LoadedModel, fingerprint: str, codec: PreparedCodec) -> str:
+    """A hash of all that shapes a stored memory given its text."""
+    stored = codec.file.sha256 if codec.file else str(codec.codec.spec)
+    return piece_key("code", {**memory_key(model, fingerprint), "codec": stored})
+
+
+def codec_is_open(manifest: Manifest) -> bool:
+    """Whether a bank's codec is still to be chosen: one of text only, without a memory or with memories that
+    are stored unquantized since there were too few of them to train what was asked for."""
+    settings = manifest.sources.get("settings") or {}
+    return (
+        manifest.files.codec is None
+        and settings.get("text_only") is True
+        and (settings.get("codec") != "none" or manifest.cold == manifest.rows)
+    )
+
+
+def unquantized(shape: MemoryShape, codec_scope: str) -> PreparedCodec:
+    """The codec ``none``."""
+    scope: Scope = codec_scope  # type: ignore[assignment]
+    codec = Codec(CodecSpec(), scope, shape.heads, shape.head_dim, shape.sparse_tokens, {})
+    return PreparedCodec(codec, None, {**codec.facts(), "key_error": None, "value_error": None})
 
 
 def check_codec(settings: Settings, run: RunOptions, model: LoadedModel) -> None:
@@ -244,8 +267,34 @@ def _refuse_other_shape(bank: Path | str, manifest: Manifest, model: LoadedModel
         )
 
 
-def _references_wanted(vectors: int, per_codebook: float, reference_bytes: int) -> int:
-    return min(int(-(-vectors // per_codebook)), max(1, MAX_SAMPLE_BYTES // reference_bytes))
+def spec_for(text: str, scope: Scope, model: LoadedModel, references: int) -> Resolved:
+    """What a codec string or preset comes to for memories of this model, trained on ``references`` of
+    them."""
+    vectors = _vectors(model.shape)
+    return resolve_codec(
+        text,
+        model.shape.head_dim,
+        training_vectors=int(references * (vectors / codebook_count(scope, model.shape.heads))),
+        forward_flops=write_flops(
+            model_shape(model.facts),
+            memory_plan(model.shape, len(model.reference_bos_ids)),
+            model.shape.memory_layers[-1],
+        ),
+        vectors=vectors,
+    )
+
+
+def references_wanted(spec: CodecSpec, scope: Scope, shape: MemoryShape) -> int:
+    """How many references a codec is trained on, where there are as many."""
+    per_codebook = _vectors(shape) / codebook_count(scope, shape.heads)
+    reference_bytes = _vectors(shape) * shape.head_dim * 4
+    wanted = int(-(-training_vectors_wanted(spec) // per_codebook))
+    return min(wanted, max(1, MAX_SAMPLE_BYTES // reference_bytes))
+
+
+def _vectors(shape: MemoryShape) -> int:
+    """Keys and values of a reference at most."""
+    return 2 * len(shape.heads) * shape.sparse_tokens
 
 
 def _digest(sharded: ShardedCorpus, count: int) -> str:
@@ -296,7 +345,8 @@ def _encode_sample(
     return Sample(keys, values, positions, asked)
 
 
-def _errors(codec: Codec, tested: Sample, model: LoadedModel, progress: Progress) -> dict[str, Any]:
+def held_out_errors(codec: Codec, tested: Sample, model: LoadedModel, progress: Progress) -> dict[str, Any]:
+    """What a codec loses on memories that it was not trained on, as ``measure_errors`` has it."""
     if not len(tested.keys) or tested.queries is None:
         progress.note("too few references to hold any out: the codec's errors are not measured")
         return {"key_error": None, "value_error": None}

@@ -2,6 +2,9 @@
 
 A shard's rows are fixed in width, so they are filled in place in a scratch file, in whatever order batches
 come, and then streamed in row order.
+
+A build of text only encodes nothing: what is stored somewhere already is kept, all other rows are cold, and a
+shard whose rows are all cold has no memories file.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.places import Places
 from m3build.pipeline.shard_stage import StagedShard
-from m3build.pipeline.written import memory_rows
+from m3build.pipeline.written import cold_mask, memory_rows, reference_ids
 from m3build.progress import Stage
+from m3build_formats.cold_rows import cold_rows, empty_rows
 from m3build_formats.data_directory import DataDirectory
 from m3build_formats.manifest import FileEntry, Manifest
 from m3build_formats.shard_tables import write_memories
@@ -50,7 +54,7 @@ class StoredMemories(Protocol):
         ...
 
     def of_reference(self, key: bytes) -> tuple[MemoryRows, int] | None:
-        """Where the memory of a reference lies, and its row there."""
+        """Where the memory of a reference lies, and its row there, which is not cold."""
         ...
 
 
@@ -70,8 +74,8 @@ class MemoryFile:
 class OldMemories:
     """Memories of the bank's current version, as StoredMemories.
 
-    ``places`` says where its references stand. A file is hashed before the first row is taken from it; a
-    damaged one counts as absent.
+    ``places``, empty, is filled with where its references stand that are not cold. A file is hashed before
+    the first row is taken from it; a damaged one counts as absent.
     """
 
     def __init__(self, manifest: Manifest, places: Places, data: DataDirectory) -> None:
@@ -82,10 +86,24 @@ class OldMemories:
         self._places = places
         self._data = data
         self._sound: dict[str, bool] = {}
+        self._partial: set[str] = set()
+        for number, shard in enumerate(manifest.shards):
+            # A damaged file is as good as none: what it held is encoded again.
+            if shard.memories is None or not data.is_sound(shard.chunks):
+                continue
+            ids = reference_ids(data.path, shard.chunks)
+            if not manifest.cold:
+                places.add(number, ids)
+            elif (entry := self._checked(shard.memories)) is not None:
+                cold = cold_mask(data.path, entry, manifest.row_codes_bytes)
+                if cold.any():
+                    self._partial.add(entry.name)
+                places.add_rows(number, ((key, row) for row, key in enumerate(ids) if not cold[row]))
 
     def of_shard(self, chunks: FileEntry) -> FileEntry | None:
-        """The memories of a shard whose chunks are the same bytes."""
-        return self._checked(self._by_chunks.get(chunks.sha256))
+        """The memories of a shard whose chunks are the same bytes, where none of its rows is cold."""
+        entry = self._by_chunks.get(chunks.sha256)
+        return self._checked(entry) if entry is not None and entry.name not in self._partial else None
 
     def of_reference(self, key: bytes) -> tuple[MemoryFile, int] | None:
         """The memories file and row of a reference."""
@@ -103,13 +121,14 @@ class OldMemories:
 
 class MemoryWriter:
     """Writes the memories of shards one after the other; ``counts`` says how many references were encoded,
-    reused and repeated.
+    reused, repeated and left cold. Without ``encode`` those that are stored nowhere are left cold.
     """
 
     def __init__(
         self,
-        encode: Encode,
+        encode: Encode | None,
         row_bytes: int,
+        codes_bytes: int,
         code_key: str,
         places: Places,
         old: StoredMemories | None,
@@ -119,51 +138,61 @@ class MemoryWriter:
     ) -> None:
         self._encode = encode
         self._row_bytes = row_bytes
+        self._codes_bytes = codes_bytes
         self._code_key = code_key
         self._places = places
         self._old = old
         self._data = data
         self._scratch = scratch
         self._ledger = ledger
-        self._written: list[MemoryFile] = []
+        self._written: list[MemoryFile | None] = []
         self.counts: Counter[str] = Counter()
 
-    def write(self, shard: StagedShard, stage: Stage) -> FileEntry:
-        """Memories of a shard, rows as in its chunks. Shards must come in order, for later ones copy from
-        earlier ones.
+    @property
+    def encodes(self) -> bool:
+        """Whether references go through the model, or those that are stored nowhere are left cold."""
+        return self._encode is not None
+
+    def write(self, shard: StagedShard, stage: Stage) -> FileEntry | None:
+        """Memories of a shard, rows as in its chunks; None where all of them are cold. Shards must come in
+        order, for later ones copy from earlier ones.
         """
         key = piece_key("memories", {"code_key": self._code_key, "chunks": shard.chunks.sha256})
         entry = self._finished(key, shard)
         if entry is None:
             entry = self._make(shard, stage)
             give_back_freed_memory()
-            self._ledger.put(key, {"entry": entry.to_json()})
+            # A file with cold rows must not be taken for finished by a build that encodes.
+            if entry is not None and self._encode is not None:
+                self._ledger.put(key, {"entry": entry.to_json()})
         else:
             self.counts["reused"] += shard.rows
             stage.advance(shard.rows)
-        self._written.append(MemoryFile(self._data.path, entry))
+        self._written.append(MemoryFile(self._data.path, entry) if entry is not None else None)
         return entry
 
     def _finished(self, key: str, shard: StagedShard) -> FileEntry | None:
         if self._old is not None and (entry := self._old.of_shard(shard.chunks)):
             return entry
-        done = self._ledger.get(key)
+        done = self._ledger.get(key) if self._encode is not None else None
         if done is None:
             return None
         entry = FileEntry.from_json(done["entry"])
         return entry if self._data.is_sound(entry) else None
 
-    def _make(self, shard: StagedShard, stage: Stage) -> FileEntry:
+    def _make(self, shard: StagedShard, stage: Stage) -> FileEntry | None:
         path = self._scratch / "rows.bin"
         rows: NDArray[np.uint8] = np.memmap(path, np.uint8, "w+", shape=(max(shard.rows, 1), self._row_bytes))
         try:
             missing = self._copy(shard, rows, stage)
-            for lo in range(0, len(missing), WINDOW_REFERENCES):
-                window = missing[lo : lo + WINDOW_REFERENCES]
-                for indices, codes in self._encode(shard.references(window)):
-                    rows[[window[i] for i in indices]] = codes
-                    self.counts["encoded"] += len(indices)
-                    stage.advance(len(indices))
+            if self._encode is None:
+                self.counts["cold"] += len(missing)
+                stage.advance(len(missing))
+                if len(missing) == shard.rows:
+                    return None
+                rows[missing] = empty_rows(1, self._row_bytes, self._codes_bytes)
+            else:
+                self._fill(shard, rows, missing, self._encode, stage)
             step = max(1, STREAM_BYTES // self._row_bytes)
             return write_memories(
                 self._data,
@@ -174,23 +203,41 @@ class MemoryWriter:
             del rows
             path.unlink(missing_ok=True)
 
+    def _fill(
+        self, shard: StagedShard, rows: NDArray[np.uint8], missing: list[int], encode: Encode, stage: Stage
+    ) -> None:
+        for lo in range(0, len(missing), WINDOW_REFERENCES):
+            window = missing[lo : lo + WINDOW_REFERENCES]
+            for indices, codes in encode(shard.references(window)):
+                rows[[window[i] for i in indices]] = codes
+                self.counts["encoded"] += len(indices)
+                stage.advance(len(indices))
+
     def _copy(self, shard: StagedShard, rows: NDArray[np.uint8], stage: Stage) -> list[int]:
-        """Fill the rows that are stored somewhere already; returns the others."""
+        """Fill the rows that are stored somewhere already; returns the others, ascending."""
         missing: list[int] = []
         found: dict[MemoryRows, list[tuple[int, int]]] = defaultdict(list)
+        repeated: set[MemoryRows] = set()
         for row, raw in enumerate(shard.ids()):
             key = raw.tobytes()
             first = self._places.first(key)
             if first is not None and first[0] < shard.number:
-                found[self._written[first[0]]].append((row, first[1]))
-                self.counts["repeated"] += 1
+                if (earlier := self._written[first[0]]) is not None:
+                    found[earlier].append((row, first[1]))
+                    repeated.add(earlier)
+                else:
+                    missing.append(row)
             elif self._old is not None and (before := self._old.of_reference(key)) is not None:
                 found[before[0]].append((row, before[1]))
-                self.counts["reused"] += 1
             else:
                 missing.append(row)
         for source, pairs in found.items():
             here, there = np.array(pairs, np.int64).T
-            rows[here] = source.memories(there)
-            stage.advance(len(pairs))
-        return missing
+            copied = source.memories(there)
+            rows[here] = copied
+            cold = cold_rows(copied, self._codes_bytes)
+            missing += here[cold].tolist()
+            warm = len(pairs) - int(cold.sum())
+            self.counts["repeated" if source in repeated else "reused"] += warm
+            stage.advance(warm)
+        return sorted(missing)

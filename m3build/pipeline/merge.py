@@ -94,9 +94,12 @@ def merge_banks(
         rows = sum(shard.rows for shard in sharded.shards)
         if not rows:
             raise InputError("nothing to merge: the banks hold no chunk that none of them excludes")
+        cold = any(manifest.cold for manifest in manifests)
         memories = MemoryWriter(
-            _encode_nothing,
+            # What has no memory in any bank stays so.
+            None if cold else _encode_nothing,
             first.row_bytes,
+            first.row_codes_bytes,
             first.code_key,
             sharded.places,
             _stored(sources, build, watch, stack),
@@ -117,7 +120,7 @@ def merge_banks(
         shards_vectors = list(zip(sharded.shards, vectors, strict=True))
         contents = VersionContents(
             operation="merge",
-            counts=merged_counts(manifests, sharded.counts, dropped, excluded),
+            counts=merged_counts(manifests, sharded.counts, dropped, excluded, memories.counts["cold"]),
             sources={"settings": recorded, "banks": sources.summaries()},
             chunker=first.chunker,
             model=first.model,

@@ -52,8 +52,8 @@ def refuse_other_facts(names: Sequence[str], manifests: Sequence[Manifest]) -> N
 
 def merged_settings(manifests: Sequence[Manifest]) -> tuple[dict[str, Any], list[str]]:
     """The settings that a later ``compile`` of the merged bank starts from, as JSON: the first bank's, with
-    all that any bank excludes. How sources are read is left to that ``compile`` where the banks differ; also
-    returns the options that this concerns.
+    all that any bank excludes, and of text only if any bank is. How sources are read is left to that
+    ``compile`` where the banks differ; also returns the options that this concerns.
     """
     recorded = [dict(manifest.sources.get("settings") or {}) for manifest in manifests]
     merged = {"model": manifests[0].model["name"], **recorded[0]}
@@ -64,6 +64,8 @@ def merged_settings(manifests: Sequence[Manifest]) -> tuple[dict[str, Any], list
     ]
     for name in differing:
         merged.pop(name, None)
+    if any(settings.get("text_only") for settings in recorded):
+        merged["text_only"] = True
     if excluded := {pattern for settings in recorded for pattern in settings.get("exclude", ())}:
         merged["exclude"] = sorted(excluded)
     return merged, [option_name(name) for name in differing]
@@ -87,10 +89,15 @@ def merged_libraries(manifests: Sequence[Manifest], here: Mapping[str, str]) -> 
 
 
 def merged_counts(
-    manifests: Sequence[Manifest], cut: Mapping[str, int], dropped: Mapping[str, int], excluded: int
+    manifests: Sequence[Manifest],
+    cut: Mapping[str, int],
+    dropped: Mapping[str, int],
+    excluded: int,
+    cold: int,
 ) -> dict[str, int]:
     """The counts of a merged bank: of documents and chunks as they were ``cut``; what left no document adds
-    up, but for rejects ``dropped`` by kind, and with what this merge ``excluded``.
+    up, but for rejects ``dropped`` by kind, and with what this merge ``excluded``; ``cold`` rows have no
+    memory yet.
     """
     # Banks with the very same files were made of the same sources: what left no document there counts once.
     distinct = {frozenset(manifest.all_files()): manifest.counts for manifest in manifests}.values()
@@ -103,7 +110,8 @@ def merged_counts(
         counts[name] = cut.get(name, 0)
     counts["near_duplicates"] += cut.get("near_duplicates", 0)
     counts["excluded"] += excluded
-    return dict(counts)
+    del counts["cold"]
+    return {**counts, **({"cold": cold} if cold else {})}
 
 
 def _facts(manifest: Manifest) -> dict[str, tuple[object, str]]:
@@ -121,13 +129,8 @@ def _facts(manifest: Manifest) -> dict[str, tuple[object, str]]:
         "the codec file": (codec.sha256 if codec else None, "codec"),
         "row_bytes": ([manifest.row_codes_bytes, manifest.row_positions_bytes], "codec"),
         "code_key": (manifest.code_key, "model, options and codec"),
-        "memories": ("there" if _has_memories(manifest) else "absent", "memories"),
         "embedder.name": (manifest.embedder["name"], "embedder"),
     }
-
-
-def _has_memories(manifest: Manifest) -> bool:
-    return all(shard.memories is not None for shard in manifest.shards)
 
 
 def _shown(value: object) -> str:

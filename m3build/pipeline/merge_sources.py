@@ -84,16 +84,18 @@ class MergeSources:
             yield number, document, chunks
 
     def memories(self, places: Places, stage: Stage) -> BankMemories:
-        """The memories of all banks; ``places`` is filled with where each reference stands."""
+        """The memories of all banks; ``places`` is filled with where each reference that has one stands."""
         rows: list[MemoryRows] = []
         for name, files in zip(self.names, self.opened, strict=True):
-            for shard in files.shards:
+            for number, shard in enumerate(files.shards):
                 ids = _named(name, shard.chunk_ids())
-                places.add(len(rows), (key.tobytes() for block in ids for key in block))
+                here = enumerate(key.tobytes() for block in ids for key in block)
+                [cold] = _named(name, (files.cold_of_shard(at) for at in [number]))
+                places.add_rows(len(rows), ((key, row) for row, key in here if not cold[row]))
                 shard.release()
                 rows.append(_ShardMemories(name, shard))
                 stage.advance(shard.rows)
-        return BankMemories(rows, places)
+        return BankMemories(rows, places, all_there=not any(manifest.cold for manifest in self.manifests))
 
     def rejects(self, exclusion: Exclusion, dropped: Counter[str]) -> Iterator[RejectRow]:
         """The rejects of bank after bank, but for those that an earlier bank has as often and those of files
@@ -115,19 +117,24 @@ class MergeSources:
 
 
 class BankMemories:
-    """The memories of all shards of all banks, as StoredMemories: every reference must be there."""
+    """The memories of all shards of all banks, as StoredMemories. With ``all_there`` every reference must
+    have one."""
 
-    def __init__(self, shards: Sequence[MemoryRows], places: Places) -> None:
+    def __init__(self, shards: Sequence[MemoryRows], places: Places, all_there: bool) -> None:
         self._shards = shards
         self._places = places
+        self._all_there = all_there
 
     def of_shard(self, chunks: FileEntry) -> FileEntry | None:
         """None: no file of another bank is a file of this one."""
         return None
 
-    def of_reference(self, key: bytes) -> tuple[MemoryRows, int]:
-        """Where the memory of a reference lies. Raises CorruptError where no bank holds it."""
+    def of_reference(self, key: bytes) -> tuple[MemoryRows, int] | None:
+        """Where the memory of a reference lies; None where it has none yet. Raises CorruptError where it must
+        have one and no bank holds it."""
         place = self._places.first(key)
+        if place is None and not self._all_there:
+            return None
         if place is None:
             raise CorruptError(
                 f"no bank has a memory of the chunk {key.hex()}, though one has its text, under another id: "

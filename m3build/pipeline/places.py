@@ -37,6 +37,14 @@ class Places:
         self._db.execute("COMMIT")
         return self._db.total_changes - before
 
+    def add_rows(self, shard: int, rows: Iterable[tuple[bytes, int]]) -> None:
+        """Record single rows of a shard, each with its id."""
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)", ((key, shard, row) for key, row in rows)
+        )
+        self._db.execute("COMMIT")
+
     def first(self, key: bytes) -> tuple[int, int] | None:
         """Shard and row where ``key`` first stands, or None."""
         found: tuple[int, int] | None = self._db.execute(

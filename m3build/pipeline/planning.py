@@ -74,12 +74,16 @@ class Plan:
     paper_flops_each: float
     flops_each: float
     seconds: dict[str, float] | None
+    text_only: bool
     notes: tuple[str, ...]
 
     @property
     def bank_bytes(self) -> int:
-        """Bytes on disk that the parts add up to, text left out where the corpus was not read."""
+        """Bytes on disk that the parts add up to, text left out where the corpus was not read, and memories
+        where they are left to be made at first retrieval."""
         memories = self.references * (self.code_bytes_each + self.position_bytes_each)
+        if self.text_only:
+            memories = 0
         return memories + (self.text_bytes or 0) + self.embedding_bytes + self.index_bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -134,6 +138,8 @@ def plan_build(
     if model is not None and sampled is not None and sampled.chunks:
         stand_in = stand_in_codec(codec.spec, scope, shape)
         seconds = _seconds(model, stand_in, sampled, settings, run, count, listener)
+    if seconds is not None and settings.text_only:
+        seconds.pop("encode")
     embedder = make_embedder(settings.embedder)
     return Plan(
         references=count,
@@ -155,6 +161,7 @@ def plan_build(
         paper_flops_each=paper_write_flops(sizes, memory),
         flops_each=write_flops(sizes, memory, shape.memory_layers[-1]),
         seconds=seconds,
+        text_only=settings.text_only,
         notes=tuple(codec.warnings),
     )
 

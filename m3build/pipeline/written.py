@@ -17,6 +17,7 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from m3build.records import reference_text
+from m3build_formats.cold_rows import cold_rows
 from m3build_formats.manifest import FileEntry
 
 
@@ -66,6 +67,22 @@ def memory_rows(data: Path, entry: FileEntry, rows: NDArray[np.int64]) -> NDArra
             here = rows // each == number
             found[here] = whole[rows[here] % each]
         return found
+
+
+def cold_mask(data: Path, entry: FileEntry, codes_bytes: int) -> NDArray[np.bool_]:
+    """Which rows of a memories file are cold: bool (rows,)."""
+    found = [np.empty(0, np.bool_)]
+    with pa.memory_map(str(data / entry.name)) as source:
+        file = pa.ipc.open_file(source)
+        kind: Any = file.schema.field(0).type
+        for number in range(file.num_record_batches):
+            column: Any = file.get_batch(number).column(0)
+            found.append(
+                cold_rows(
+                    np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, kind.byte_width), codes_bytes
+                )
+            )
+    return np.concatenate(found)
 
 
 def embedding_blocks(data: Path, entry: FileEntry) -> Iterator[NDArray[np.float16]]:

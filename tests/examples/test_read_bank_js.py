@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from m3build.codec.codec import Codec
 from m3build.codec.rows import Scope
 from m3build_formats import shard_tables
 from m3build_formats.bank import open_bank, read_manifest
+from m3build_formats.cold_rows import empty_rows
+from m3build_formats.commit import BankWriter
 from m3build_formats.layout import UNUSED_SLOT
 from m3build_formats.open_bank import BankFiles
 from m3build_formats.verify import verify
@@ -63,6 +66,28 @@ def compare(path: Path) -> int:
         for identity, line in zip(ids, shown, strict=True):
             vectors += compare_chunk(bank, codec, json.loads(line), identity)
     return vectors
+
+
+def test_a_cold_row_is_told_from_a_memory_of_no_tokens(bank: Path) -> None:
+    with BankWriter(bank) as writer:
+        base = writer.current()
+        assert base is not None
+        first, second = base.shards
+        with open_bank(bank) as opened:
+            rows = opened.shards[0].memories(range(first.rows))
+            ids = [key.tobytes().hex() for block in opened.shards[0].chunk_ids() for key in block]
+            cold, warm = {ids[0]}, set(ids[1:])
+            cold |= {key.tobytes().hex() for block in opened.shards[1].chunk_ids() for key in block} - warm
+        rows[0] = empty_rows(1, base.row_bytes, base.row_codes_bytes)
+        first = replace(first, memories=shard_tables.write_memories(writer, [rows], base.row_bytes))
+        shards, count = (first, replace(second, memories=None)), second.rows + 1
+        writer.commit(replace(base.contents, shards=shards, counts={**base.counts, "cold": count}), base)
+    assert not verify(bank).problems
+    for some, is_cold in ((cold, True), (warm, False)):
+        shown = node(bank, "show", *sorted(some), "--json").stdout.splitlines()
+        assert [json.loads(line)["memory"] is None for line in shown] == [is_cold] * len(some)
+        assert ("this chunk has no memory yet" in node(bank, "show", min(some)).stdout) == is_cold
+    assert facts(bank)["counts"]["cold"] == count
 
 
 def compare_chunk(bank: BankFiles, codec: Codec, shown: Any, identity: str) -> int:

@@ -203,7 +203,11 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a codec of other slots": lambda value: value["codec"].update(slots=5),
     "another row size": lambda value: value["row_bytes"].update(codes=1),
     "a name outside data": lambda value: value["shards"][0]["index"].update(name="../../etc/passwd"),
-    "memories in one shard": lambda value: value["shards"][0].update(memories=None),
+    "more cold rows than rows": lambda value: value["counts"].update(cold=1 << 40),
+    "no cold row, and a shard without memories": lambda value: (
+        value["counts"].update(cold=0),
+        value["shards"][0].update(memories=None),
+    ),
     "batches in disorder": lambda value: value["shards"][0]["chunks"]["batches"].update(ends=[9]),
     "too deep": lambda value: value.update(libraries=json.loads('{"a":' * 32 + "1" + "}" * 32)),
 }

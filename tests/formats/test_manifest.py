@@ -167,7 +167,6 @@ BAD: list[tuple[str, object]] = [
     ("shards/0", None),
     ("shards/0/rows", 41),
     ("shards/0/documents", 2**33),
-    ("shards/0/memories", None),
     ("shards/0/embeddings", None),
     ("shards/0/extra", 1),
     ("shards/0/chunks/name", "../escape"),
@@ -290,7 +289,6 @@ SAME_BY_SCHEMA = [
         ("codec/head_dim", 5),
         ("codec/slots", 200),
         ("shards/0/rows", 41),
-        ("shards/0/memories", None),
         ("shards/0/chunks/bytes", 10),
         ("shards/0/chunks/batches/rows", 1),
         ("shards/0/chunks/batches/ends", []),
@@ -330,6 +328,24 @@ def test_a_bank_without_memories_is_valid(manifest: Manifest) -> None:
     value["memory"].update(memory_layers=[], memory_heads=[])
     value["row_bytes"] = {"codes": 0, "positions": 0}
     assert manifest_problems(value) == []
+
+
+def test_shards_with_and_without_memories_stand_side_by_side(manifest: Manifest) -> None:
+    value = edited(manifest, "shards/0/memories", None)
+    rows = value["shards"][0]["rows"]
+    assert manifest_problems(value) == []
+    assert Manifest.from_json(value).cold == rows == describe(Manifest.from_json(value))["cold"]
+    assert manifest.cold == 0
+
+
+@pytest.mark.parametrize("cold", [0, 39, 48])
+def test_cold_rows_are_at_least_those_of_shards_without_memories_and_at_most_all(
+    manifest: Manifest, cold: int
+) -> None:
+    value = edited(manifest, "shards/0/memories", None)
+    for count, good in ((40, True), (47, True), (cold, False)):
+        value["counts"] = {**value["counts"], "cold": count}
+        assert [problem.path for problem in manifest_problems(value)] == ([] if good else ["counts.cold"])
 
 
 def test_info_has_the_facts_and_counts_each_file_once(manifest: Manifest) -> None:

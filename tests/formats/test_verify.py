@@ -28,10 +28,11 @@ from sample_bank import (
 
 from m3build_formats.arrays_file import write_arrays
 from m3build_formats.bank import open_bank, read_manifest
+from m3build_formats.cold_rows import cold_rows, empty_rows
 from m3build_formats.commit import BankWriter
 from m3build_formats.errors import CorruptError, UsageError
 from m3build_formats.manifest import VersionContents
-from m3build_formats.shard_tables import ChunkRow, DocumentRow
+from m3build_formats.shard_tables import ChunkRow, DocumentRow, write_memories
 from m3build_formats.verify import Level, verify
 
 
@@ -59,6 +60,58 @@ def everything_read(bank: Path) -> list[object]:
         arrays = opened.codec_arrays() | opened.embedder_arrays()
         found.extend((name, array.shape, array.tobytes()) for name, array in arrays.items())
     return found
+
+
+def partly_cold(bank: Path, cold: int) -> None:
+    """A version whose first shard has a cold row 3, whose second has no memories, and that says ``cold``."""
+    with BankWriter(bank) as writer:
+        base = writer.current()
+        assert base is not None
+        first, second = base.shards
+        with open_bank(bank) as opened:
+            rows = opened.shards[0].memories(range(first.rows))
+        rows[3] = empty_rows(1, base.row_bytes, base.row_codes_bytes)
+        memories = write_memories(writer, [rows], base.row_bytes)
+        shards = (replace(first, memories=memories), replace(second, memories=None))
+        writer.commit(replace(base.contents, shards=shards, counts={**base.counts, "cold": cold}), base)
+
+
+def test_cold_rows_are_counted(tmp_path: Path) -> None:
+    build_bank(tmp_path, (40, 7))
+    partly_cold(tmp_path, 8)
+    assert verify(tmp_path).problems == ()
+    with open_bank(tmp_path) as opened:
+        shard = opened.shards[0]
+        assert cold_rows(shard.memories([2, 3, 4]), opened.manifest.row_codes_bytes).tolist() == [
+            False,
+            True,
+            False,
+        ]
+    partly_cold(tmp_path, 9)
+    [problem] = verify(tmp_path).problems
+    assert problem.file == "versions/00000003.json"
+    assert (problem.promise, problem.message) == (
+        "counts.cold are the rows without a memory",
+        "says 9, and 8 have none",
+    )
+
+
+def test_a_cold_row_with_codes_breaks_the_format(tmp_path: Path) -> None:
+    build_bank(tmp_path, (40, 7))
+    with BankWriter(tmp_path) as writer:
+        base = writer.current()
+        assert base is not None
+        with open_bank(tmp_path) as opened:
+            rows = opened.shards[0].memories(range(40))
+        rows[3, base.row_codes_bytes :] = 255
+        shards = (
+            replace(base.shards[0], memories=write_memories(writer, [rows], base.row_bytes)),
+            base.shards[1],
+        )
+        writer.commit(replace(base.contents, shards=shards, counts={**base.counts, "cold": 1}), base)
+    assert [(problem.row, problem.promise) for problem in verify(tmp_path).problems] == [
+        (3, "unused slots are zero")
+    ]
 
 
 @pytest.mark.parametrize("level", ["quick", "default"])

@@ -70,7 +70,12 @@ EDITS: dict[str, tuple[str, str, Any]] = {
         lambda m: m["shards"][0].update(chunks=m["shards"][1]["chunks"]),
     ),
     "a shard twice": ("manifest", "counts", lambda m: m["shards"].append(m["shards"][0])),
-    "memories in one shard only": ("manifest", "all or none", lambda m: m["shards"][0].update(memories=None)),
+    "more cold rows than rows": ("manifest", "counts.cold", lambda m: m["counts"].update(cold=1 << 40)),
+    "no cold row, and a shard without memories": (
+        "manifest",
+        "counts.cold",
+        lambda m: (m["counts"].update(cold=0), m["shards"][0].update(memories=None)),
+    ),
     "an index in place of a codec": (
         "manifest",
         "files.codec",
