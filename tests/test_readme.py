@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import shlex
@@ -52,14 +53,19 @@ def test_the_first_command_and_the_tour_run_in_order(
         assert ended.value.code == 0, command
 
 
-def test_the_python_example_runs(
+def test_the_python_examples_run_in_order(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    (workplace / "example.py").write_text(example, encoding="utf-8")
-    runpy.run_path(str(workplace / "example.py"))
+    compiles, generates = re.findall(r"```python\n(.*?)```", README, re.S)
+    (workplace / "compiles.py").write_text(compiles, encoding="utf-8")
+    (workplace / "generates.py").write_text(generates, encoding="utf-8")
+    runpy.run_path(str(workplace / "compiles.py"))
     assert "references encoded" in capsys.readouterr().out
+    runpy.run_path(str(workplace / "generates.py"))
+    read = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert 1 <= len(read) <= 5
+    assert all(read)
 
 
 def test_every_exit_code_of_an_error_stands_in_the_table() -> None:

@@ -1,0 +1,36 @@
+"""The tutorial runs as it stands, and what it prints is a generation and what that read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    prompt = "A bank is a directory that holds memories"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "examples" / "read_while_generating.py"),
+            str(tiny_llama),
+            str(ROOT / "examples" / "corpus"),
+            str(tmp_path / "bank"),
+            prompt,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'formats'}:{ROOT / 'cli'}", "PATH": "", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    generation, _, read = done.stdout.partition("\nIt read:\n")
+    assert generation.startswith(prompt)
+    assert len(generation) > len(prompt) + 10
+    lines = read.strip().splitlines()
+    assert 1 <= len(lines) <= 5
+    assert all((ROOT / "examples" / "corpus" / line.split()[1].rstrip(":")).exists() for line in lines)
