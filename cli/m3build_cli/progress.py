@@ -119,7 +119,7 @@ class NotesOnly(Silent):
 
 
 def progress_for(choice: str) -> Progress:
-    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines``, or ``none``, which leaves notes."""
+    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines``, or ``none``: notes alone."""
     if choice == "none":
         return NotesOnly(sys.stderr)
     if choice == "bar" or (choice == "auto" and sys.stderr.isatty()):

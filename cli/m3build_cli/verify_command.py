@@ -97,8 +97,8 @@ def _way_out(report: Report) -> str:
     ways = []
     if manifests:
         ways.append(
-            "give up a version whose manifest is damaged (by m3build rollback where it is the current one, by "
-            "m3build gc where it is not)"
+            "give up a version whose manifest is damaged (by m3build rollback where it is the current "
+            "one, by m3build gc where it is not)"
         )
     if manifests < len(report.problems) or not manifests:
         ways.append("run m3build compile again, which makes data files anew")

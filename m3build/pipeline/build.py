@@ -224,8 +224,8 @@ def _current(bank: str | os.PathLike[str]) -> Manifest | None:
         return read_manifest(bank)
     except CorruptError as error:
         raise CorruptError(
-            f"{error}. What this version held is unknown: restore the file from a copy of the bank, or go over "
-            "it with m3build rollback to a version before it; then compile again"
+            f"{error}. What this version held is unknown: restore the file from a copy of the bank, or go "
+            "over it with m3build rollback to a version before it; then compile again"
         ) from error
 
 

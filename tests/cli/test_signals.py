@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from m3build_cli.main import run
 from m3build_formats.bank import list_versions
 from m3build_formats.verify import verify
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_build_says_how_to_go_on_and_then_goes_on(
-    number: signal.Signals, code: int, tmp_path: Path, tiny_llama: Path
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    tiny_llama: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = tmp_path / "many.jsonl"
     with source.open("w", encoding="utf-8") as file:
@@ -52,7 +57,9 @@ def test_a_stopped_build_says_how_to_go_on_and_then_goes_on(
     assert "run the same command again" in rest
     assert "Traceback" not in rest
     assert list_versions(bank) == []
-    again = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["version"] == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run([*command[3:], "--json"])
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 1
     assert not verify(bank).problems

@@ -1,7 +1,7 @@
 """Histories in which the bank is also merged with another one, and goes on from what came of it.
 
-A merge takes no model: documents and memories come from the banks, embeddings and index are made of the texts.
-What it must be is told from the documents of both, and the memories from their rows.
+A merge takes no model: documents and memories come from the banks, embeddings and index are made of the
+texts. What it must be is told from the documents of both, and the memories from their rows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LATEST_DEATH = 250
 
 
 class MergeHistories(Histories):
-    """`Histories` with one more rule. The bank that a history goes on with may be one that was merged; readers
-    of the banks before it stay open, though these are gone."""
+    """`Histories` with one more rule. The bank that a history goes on with may be one that was merged;
+    readers of the banks before it stay open, though these are gone."""
 
     @rule(
         found=documents,

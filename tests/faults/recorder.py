@@ -60,7 +60,8 @@ class Recorder:
 
     def __enter__(self) -> Self:
         for (module, name), real in REAL.items():
-            setattr(module, name, self._map_class(real) if real is mmap.mmap else self._wrapper(module, name, real))
+            wrapped = self._map_class(real) if real is mmap.mmap else self._wrapper(module, name, real)
+            setattr(module, name, wrapped)
         watch(self.audit)
         return self
 
