@@ -7,7 +7,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,8 +24,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a copy of the examples and the stand-in model, as the first command leaves it."""
     place = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", place / "examples")
-    make = [sys.executable, "examples/make_stand_in_model.py", "stand-in"]
-    subprocess.run(make, cwd=place, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(sys, "argv", ["make_stand_in_model.py", "stand-in"])
+        runpy.run_path("examples/make_stand_in_model.py", run_name="__main__")
     return place
 
 

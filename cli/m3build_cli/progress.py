@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Never, TextIO
 
-from m3build.progress import Progress, Stage
+from m3build.progress import Progress, Silent, Stage
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -106,12 +106,22 @@ class _Lines:
         )
 
 
-def progress_for(choice: str) -> Progress:
-    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines`` or ``none``."""
-    from m3build.progress import Silent
+class NotesOnly(Silent):
+    """No progress, and notes all the same: they are about what comes out, such as traces that a take-down
+    leaves in a codec."""
 
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def note(self, message: str) -> None:
+        """One line."""
+        print(f"note: {message}", file=self._stream, flush=True)
+
+
+def progress_for(choice: str) -> Progress:
+    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines``, or ``none``: notes alone."""
     if choice == "none":
-        return Silent()
+        return NotesOnly(sys.stderr)
     if choice == "bar" or (choice == "auto" and sys.stderr.isatty()):
         return TerminalProgress(sys.stderr)
     return LineProgress(sys.stderr)

@@ -8,6 +8,8 @@ import click
 
 from m3build_cli.output import bank_argument, json_option, print_json, version_option
 from m3build_formats.errors import CorruptError
+from m3build_formats.layout import VERSIONS_DIRECTORY
+from m3build_formats.verify_report import Report
 
 
 @click.command("verify")
@@ -85,5 +87,19 @@ def command(
     if lines:
         raise CorruptError(
             f"{bank}: {len(lines)} problem{'s' if len(lines) > 1 else ''} found. Restore the files "
-            f"named, or run m3build compile again, which makes them anew"
+            f"named{_way_out(report)}"
         )
+
+
+def _way_out(report: Report) -> str:
+    """What else can be done than to restore files: only what a manifest names can be made anew."""
+    manifests = sum(problem.file.startswith(f"{VERSIONS_DIRECTORY}/") for problem in report.problems)
+    ways = []
+    if manifests:
+        ways.append(
+            "give up a version whose manifest is damaged (by m3build rollback where it is the current "
+            "one, by m3build gc where it is not)"
+        )
+    if manifests < len(report.problems) or not manifests:
+        ways.append("run m3build compile again, which makes data files anew")
+    return ", or " + "; ".join(ways)

@@ -36,7 +36,7 @@ from m3build.progress import Progress, Silent
 from m3build.records import Reject
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
-from m3build_formats.errors import InputError, MismatchError, UsageError
+from m3build_formats.errors import CorruptError, InputError, MismatchError, UsageError
 from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, ShardEntry, VersionContents
 from m3build_formats.rejects_file import RejectRow, write_rejects
 
@@ -218,7 +218,15 @@ def compile_bank(
 
 
 def _current(bank: str | os.PathLike[str]) -> Manifest | None:
-    return read_manifest(bank) if is_bank(bank) and list_versions(bank) else None
+    if not (is_bank(bank) and list_versions(bank)):
+        return None
+    try:
+        return read_manifest(bank)
+    except CorruptError as error:
+        raise CorruptError(
+            f"{error}. What this version held is unknown: restore the file from a copy of the bank, or go "
+            "over it with m3build rollback to a version before it; then compile again"
+        ) from error
 
 
 def _find(sources: Sequence[str]) -> tuple[list[SourceFile], list[Reject]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,13 +140,10 @@ def test_verify_says_sound_at_every_level(
 
 
 def test_verify_names_the_bad_file_and_ends_with_5(
-    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "bank"
-    assert (
-        end_of("compile", str(CORPUS), "-o", str(place), "--model", str(tiny_llama), "--progress", "none")
-        == 0
-    )
+    shutil.copytree(bank, place)
     entry = read_manifest(place).shards[0].memories
     assert entry is not None
     path = place / "data" / entry.name
@@ -159,6 +157,8 @@ def test_verify_names_the_bad_file_and_ends_with_5(
     printed = capsys.readouterr()
     assert entry.name in printed.out
     assert "stray" in printed.out
+    assert "compile again" in printed.err
+    assert "rollback" not in printed.err
     assert end_of("verify", str(place), "--quick") == 0
     path.unlink()
     assert end_of("verify", str(place), "--quick") == 5
@@ -167,6 +167,23 @@ def test_verify_names_the_bad_file_and_ends_with_5(
     answer = json.loads(capsys.readouterr().out)
     assert not answer["ok"]
     assert any(entry.name in problem["file"] for problem in answer["problems"])
+
+
+def test_verify_says_what_can_be_done_about_a_damaged_manifest(
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "bank"
+    shutil.copytree(bank, place)
+    manifest = place / "versions" / "00000001.json"
+    data = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(data[:-3])
+    capsys.readouterr()
+    assert end_of("verify", str(place)) == 5
+    printed = capsys.readouterr()
+    assert printed.out.startswith("versions/00000001.json: a manifest is whole and known: ")
+    assert "m3build rollback" in printed.err
+    assert "compile again" not in printed.err
 
 
 def test_verify_deep_finds_a_memory_that_another_model_wrote(

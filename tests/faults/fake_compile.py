@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from sample_bank import bank_files, contents, memory_array, write_shard
@@ -29,7 +30,9 @@ def compile_bank(writer: BankWriter, found: Documents, base: Manifest | None) ->
         names = [name for name in NAMES[start : start + 2] if name in found]
         if names:
             shards.append(_shard(writer, number, names, found))
-    return writer.commit(contents(shards, bank_files(writer)), base)
+    # Shards as small as these stay several when banks are merged.
+    made = replace(contents(shards, bank_files(writer)), chunker={"reference_tokens": 128, "shard_chunks": 2})
+    return writer.commit(made, base)
 
 
 def documents_of(opened: BankFiles) -> dict[str, tuple[str, ...]]:

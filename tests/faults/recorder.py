@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Recorder:
 
     def __enter__(self) -> Self:
         for (module, name), real in REAL.items():
-            setattr(module, name, self._wrapper(module, name, real))
+            wrapped = self._map_class(real) if real is mmap.mmap else self._wrapper(module, name, real)
+            setattr(module, name, wrapped)
         watch(self.audit)
         return self
 
@@ -282,9 +284,18 @@ class Recorder:
 
         return self._do(name, place, action, changes=True)
 
-    def _mmap_mmap(self, real: Any, descriptor: int, *arguments: Any, **options: Any) -> Any:
-        place = self._place(descriptor)
-        return self._do("mmap", place, lambda: real(descriptor, *arguments, **options))
+    def _map_class(self, real: type[mmap.mmap]) -> type[mmap.mmap]:
+        """A class in place of mmap's, since whoever holds a map may ask whether it is one."""
+        recorder = self
+
+        class RecordedMap(real):  # type: ignore[misc, valid-type]
+            def __new__(cls, descriptor: int, *arguments: Any, **options: Any) -> Any:
+                def action() -> Any:
+                    return super(RecordedMap, cls).__new__(cls, descriptor, *arguments, **options)
+
+                return recorder._do("mmap", recorder._place(descriptor), action)
+
+        return RecordedMap
 
     def _builtins_open(
         self, real: Any, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any

@@ -102,12 +102,13 @@ def interleavings(tally: Tally) -> None:
 
 def histories(tally: Tally) -> None:
     """Random histories of one bank against a model."""
-    from histories import Histories, history_settings
+    from histories import history_settings
     from hypothesis.stateful import run_state_machine_as_test
+    from merge_histories import MergeHistories
 
     with tally.expect("a history"):
-        run_state_machine_as_test(Histories, settings=history_settings(80, 30))
-    tally.counts.update(Histories.steps)
+        run_state_machine_as_test(MergeHistories, settings=history_settings(80, 30))
+    tally.counts.update(MergeHistories.steps)
 
 
 FULL: Final[dict[str, Callable[[Tally], None]]] = {

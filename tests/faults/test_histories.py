@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from histories import Histories, history_settings
+from histories import history_settings
+from merge_histories import MergeHistories
 
-TestHistories = Histories.TestCase
+TestHistories = MergeHistories.TestCase
 TestHistories.settings = history_settings(5, 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,37 @@ def corpus(tmp_path: Path) -> Path:
     return write_corpus(tmp_path / "corpus")
 
 
-def test_a_bank_holds_what_the_sources_hold(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    result = build(corpus, tmp_path / "bank", tiny_llama)
-    facts = describe(result.manifest)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A bank of the corpus with the codec that is chosen of itself, which has a rotation and codebooks."""
+    place = tmp_path_factory.mktemp("built")
+    result = build(write_corpus(place / "corpus"), place / "bank", tiny_llama, codec="auto")
+    assert result.manifest.codec["spec"].startswith("OPQ")
+    return place / "bank"
+
+
+@pytest.fixture
+def bank(built: Path, tmp_path: Path) -> Path:
+    """A copy of that bank, beside ``corpus``."""
+    shutil.copytree(built, tmp_path / "bank")
+    return tmp_path / "bank"
+
+
+def again(corpus: Path, bank: Path, model: Path, **options: Any) -> Any:
+    """Builds as ``built`` was."""
+    return build(corpus, bank, model, **{"codec": "auto", **options})
+
+
+def test_a_bank_holds_what_the_sources_hold(built: Path, corpus: Path) -> None:
+    facts = describe(read_manifest(built))
     assert facts["documents"] == 14
     assert facts["empty_documents"] == 1
     assert facts["shards"] > 2
     assert facts["model"]["memory_layers"] == [0, 1]
-    report = verify(tmp_path / "bank")
+    report = verify(built)
     assert not report.problems
     assert not report.unreachable
-    with open_bank(tmp_path / "bank") as bank:
+    with open_bank(built) as bank:
         rebuilt: dict[str, list[tuple[int, int, str]]] = {}
         for shard in bank.files.shards:
             for chunk in shard.chunks():
@@ -51,71 +72,59 @@ def test_a_bank_holds_what_the_sources_hold(corpus: Path, tmp_path: Path, tiny_l
 
 
 def test_two_builds_in_different_places_give_the_same_bytes(
-    corpus: Path, tmp_path: Path, tiny_llama: Path
+    built: Path, corpus: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:
-    build(corpus, tmp_path / "a", tiny_llama)
-    build(corpus, tmp_path / "elsewhere" / "b", tiny_llama, batch_tokens=512)
-    assert data_files(tmp_path / "a") == data_files(tmp_path / "elsewhere" / "b")
+    again(corpus, tmp_path / "elsewhere" / "b", tiny_llama, batch_tokens=512)
+    assert data_files(built) == data_files(tmp_path / "elsewhere" / "b")
 
 
-def test_building_again_changes_nothing_and_makes_no_version(
-    corpus: Path, tmp_path: Path, tiny_llama: Path
+def test_building_again_changes_nothing_and_makes_no_version(bank: Path, corpus: Path) -> None:
+    second = compile_bank(corpus, bank)
+    assert not second.changed
+    assert second.encoded == 0
+    assert list_versions(bank) == [1]
+
+
+def test_scratch_files_are_gone_after_a_build(built: Path) -> None:
+    assert not (built / "build").exists()
+
+
+def test_an_edit_encodes_only_the_chunks_that_changed(
+    bank: Path, corpus: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:
-    build(corpus, tmp_path / "bank", tiny_llama)
-    again = compile_bank(corpus, tmp_path / "bank")
-    assert not again.changed
-    assert again.encoded == 0
-    assert list_versions(tmp_path / "bank") == [1]
-
-
-def test_scratch_files_are_gone_after_a_build(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    build(corpus, tmp_path / "bank", tiny_llama)
-    assert not (tmp_path / "bank" / "build").exists()
-
-
-def test_an_edit_encodes_only_the_chunks_that_changed(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    first = build(corpus, tmp_path / "bank", tiny_llama)
+    first = read_manifest(bank)
     path = corpus / "05.txt"
     path.write_text(path.read_text(encoding="utf-8").replace("number 201.", "number nine."), encoding="utf-8")
-    second = build(corpus, tmp_path / "bank", tiny_llama)
+    second = again(corpus, bank, tiny_llama)
     assert second.version == 2
     assert 1 <= second.encoded <= 2
     assert second.encoded + second.reused + second.repeated == describe(second.manifest)["chunks"]
-    build(
-        corpus,
-        tmp_path / "fresh",
-        tiny_llama,
-        codec_from=str(tmp_path / "bank"),
-        embedder_from=str(tmp_path / "bank"),
-    )
-    fresh = read_manifest(tmp_path / "fresh")
+    given = {"codec_from": str(bank), "embedder_from": str(bank)}
+    fresh = again(corpus, tmp_path / "fresh", tiny_llama, **given).manifest
     assert second.manifest.shards == fresh.shards
-    assert first.manifest.shards != second.manifest.shards
+    assert first.shards != second.manifest.shards
 
 
-def test_documents_that_vanish_leave_the_bank(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    build(corpus, tmp_path / "bank", tiny_llama)
+def test_documents_that_vanish_leave_the_bank(bank: Path, corpus: Path, tiny_llama: Path) -> None:
     (corpus / "03.txt").unlink()
-    result = build(corpus, tmp_path / "bank", tiny_llama)
+    result = again(corpus, bank, tiny_llama)
     assert result.encoded == 0
     assert describe(result.manifest)["documents"] == 13
 
 
 def test_losing_over_half_of_the_documents_must_be_allowed(
-    corpus: Path, tmp_path: Path, tiny_llama: Path
+    bank: Path, corpus: Path, tiny_llama: Path
 ) -> None:
-    build(corpus, tmp_path / "bank", tiny_llama)
     for path in sorted(corpus.iterdir())[2:]:
         path.unlink()
     with pytest.raises(InputError, match="--allow-shrink"):
-        build(corpus, tmp_path / "bank", tiny_llama)
-    assert build(corpus, tmp_path / "bank", tiny_llama, allow_shrink=True).version == 2
+        again(corpus, bank, tiny_llama)
+    assert again(corpus, bank, tiny_llama, allow_shrink=True).version == 2
 
 
 def test_a_stopped_build_goes_on_and_ends_in_the_same_bytes(
-    corpus: Path, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, corpus: Path, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(corpus, tmp_path / "whole", tiny_llama)
     original = build_module.MemoryWriter.write
     calls = 0
 
@@ -128,13 +137,13 @@ def test_a_stopped_build_goes_on_and_ends_in_the_same_bytes(
 
     monkeypatch.setattr(build_module.MemoryWriter, "write", stop_in_the_middle)
     with pytest.raises(KeyboardInterrupt):
-        build(corpus, tmp_path / "stopped", tiny_llama)
+        again(corpus, tmp_path / "stopped", tiny_llama)
     assert list_versions(tmp_path / "stopped") == []
     monkeypatch.setattr(build_module.MemoryWriter, "write", original)
-    result = build(corpus, tmp_path / "stopped", tiny_llama)
+    result = again(corpus, tmp_path / "stopped", tiny_llama)
     assert result.reused > 0
     assert result.encoded < describe(result.manifest)["chunks"]
-    assert data_files(tmp_path / "stopped") == data_files(tmp_path / "whole")
+    assert data_files(tmp_path / "stopped") == data_files(built)
 
 
 def test_a_text_that_stands_in_many_shards_is_encoded_once_and_found_once(
@@ -232,13 +241,12 @@ def test_bad_records_cost_only_themselves(tmp_path: Path, tiny_llama: Path) -> N
 
 @pytest.mark.parametrize("limit", ["1%", "1"])
 def test_too_many_rejects_stop_the_build_and_the_bank_stays(
-    limit: str, corpus: Path, tmp_path: Path, tiny_llama: Path
+    limit: str, bank: Path, corpus: Path, tiny_llama: Path
 ) -> None:
-    build(corpus, tmp_path / "bank", tiny_llama)
     (corpus / "bad.jsonl").write_text('{"text": 1}\n{"text": 2}\n{"text": 3}\n', encoding="utf-8")
     with pytest.raises(InputError, match="--max-rejects"):
-        build(corpus, tmp_path / "bank", tiny_llama, max_rejects=limit)
-    assert list_versions(tmp_path / "bank") == [1]
+        again(corpus, bank, tiny_llama, max_rejects=limit)
+    assert list_versions(bank) == [1]
 
 
 def test_nothing_to_compile_is_an_input_error(tmp_path: Path, tiny_llama: Path) -> None:
@@ -247,21 +255,19 @@ def test_nothing_to_compile_is_an_input_error(tmp_path: Path, tiny_llama: Path) 
         build(tmp_path / "blank.txt", tmp_path / "bank", tiny_llama)
 
 
-def test_another_model_is_refused_unless_rebuilding(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+def test_another_model_is_refused_unless_rebuilding(bank: Path, corpus: Path, tmp_path: Path) -> None:
     from models import save_tiny_model
 
-    build(corpus, tmp_path / "bank", tiny_llama)
     other = save_tiny_model(tmp_path / "other", seed=7)
     with pytest.raises(MismatchError, match="another model"):
-        build(corpus, tmp_path / "bank", other)
-    assert build(corpus, tmp_path / "bank", other, rebuild=True).version == 2
+        again(corpus, bank, other)
+    assert build(corpus, bank, other, rebuild=True).version == 2
 
 
-def test_another_option_is_refused_unless_rebuilding(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    build(corpus, tmp_path / "bank", tiny_llama)
+def test_another_option_is_refused_unless_rebuilding(bank: Path, corpus: Path, tiny_llama: Path) -> None:
     with pytest.raises(MismatchError, match="--sparse-tokens"):
-        build(corpus, tmp_path / "bank", tiny_llama, sparse_tokens="4")
-    result = build(corpus, tmp_path / "bank", tiny_llama, sparse_tokens="4", rebuild=True)
+        again(corpus, bank, tiny_llama, sparse_tokens="4")
+    result = build(corpus, bank, tiny_llama, sparse_tokens="4", rebuild=True)
     assert describe(result.manifest)["model"]["sparse_tokens"] == 4
 
 
@@ -293,15 +299,16 @@ def test_titles_are_part_of_the_reference_within_its_limit(
     assert all(chunk.tokens <= 128 for chunk in chunks)
 
 
-def test_near_duplicates_are_left_out_and_counted(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+def test_near_duplicates_are_left_out_and_counted(
+    built: Path, corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
     pytest.importorskip("datasketch", reason="needs the near-duplicates extra")
     text = (corpus / "00.txt").read_text(encoding="utf-8")
     (corpus / "almost-00.txt").write_text(text.replace("number 3.", "number three."), encoding="utf-8")
-    plain = build(corpus, tmp_path / "plain", tiny_llama)
     near = build(corpus, tmp_path / "near", tiny_llama, near_duplicates=0.7)
     facts = describe(near.manifest)
     assert facts["near_duplicates"] >= 1
-    assert facts["chunks"] + facts["near_duplicates"] >= describe(plain.manifest)["chunks"]
+    assert facts["chunks"] + facts["near_duplicates"] >= describe(read_manifest(built))["chunks"]
 
 
 def test_an_unknown_option_is_named(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_what_one_bank_excludes_does_not_come_back_from_another(tmp_path: Path, 
 def test_a_reference_text_that_is_divided_in_two_ways_keeps_both(tmp_path: Path, tiny_llama: Path) -> None:
     draw = random.Random(8)
     records: dict[str, list[dict[str, str]]] = {"x": [], "y": []}
-    for number in range(40):
+    for number in range(16):
         title, text = f"Title {number}", prose(draw, 2)
         records["x"] += [{"id": f"{number:02}a", "title": title, "text": text}]
         records["y"] += [{"id": f"{number:02}b", "title": "", "text": prose(draw, 2)}]

@@ -10,9 +10,10 @@ import pytest
 from small_corpus import build, data_files, sentence, write_corpus
 
 from m3build.api import compile as compile_bank
-from m3build_formats.bank import list_versions
+from m3build_formats.bank import list_versions, read_manifest
 from m3build_formats.errors import CorruptError
 from m3build_formats.layout import SUFFIXES
+from m3build_formats.rollback import rollback
 from m3build_formats.verify import verify
 
 KINDS = [kind for kind in SUFFIXES if kind != "eval"]
@@ -101,6 +102,22 @@ def test_a_trained_file_that_the_sources_no_longer_give_is_not_replaced_by_anoth
     result = again(place, retrain=True)
     assert result.changed
     assert not verify(place / "bank", version=result.version).problems
+
+
+def test_a_damaged_manifest_is_gone_over_by_a_rollback_and_a_build(place: Path) -> None:
+    bank = place / "bank"
+    add_a_document(place)
+    again(place)
+    path = bank / "versions" / "00000002.json"
+    good, files = read_manifest(bank), data_files(bank)
+    spoil(path, "flipped")
+    with pytest.raises(CorruptError, match=r"00000002\.json.*damaged.*m3build rollback to a version before"):
+        again(place)
+    assert data_files(bank) == files
+    rollback(bank, 1)
+    result = again(place)
+    assert (result.version, result.manifest.shards) == (4, good.shards)
+    assert {problem.file for problem in verify(bank).problems} == {"versions/00000002.json"}
 
 
 def test_retraining_makes_what_a_fresh_build_makes(place: Path, tiny_llama: Path) -> None:
