@@ -15,7 +15,7 @@ Design choices:
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ from m3build.memories import Array, Memories
 from m3build.memory_blocks import Block, Blocks, MemoryShape, NumpyBlocks, Rows
 from m3build.memory_cache import CacheInfo, MemoryCache
 from m3build.search import Hit
+from m3build_formats.cold_rows import cold_rows
 from m3build_formats.errors import MismatchError, UsageError
 from m3build_formats.id_index import Location
 from m3build_formats.layout import UNUSED_SLOT
@@ -85,7 +86,6 @@ class MemoryReader:
         listed = [wanted] if isinstance(wanted, str | Hit) else list(wanted)
         found = [self.find(one) for one in listed]
         places = dict(found)
-        self._check_warm(places)
         numbers = {location: number for number, location in enumerate(places)}
         block = self._fetch(list(places), form, blocks)
         used: Any = block.positions != UNUSED_SLOT
@@ -146,13 +146,27 @@ class MemoryReader:
         return result
 
     def _rows(self, places: Sequence[Location]) -> Rows:
-        """Memory rows (n, row_bytes) of places in ascending order."""
+        """Memory rows (n, row_bytes) of places in ascending order. Raises MismatchError for one that is
+        cold."""
         rows = np.empty((len(places), self._files.manifest.row_bytes), np.uint8)
         shards = np.array([place.shard for place in places])
         for shard in np.unique(shards).tolist():
             numbers = np.flatnonzero(shards == shard).tolist()
+            if not self._files.shards[shard].has_memories:
+                raise self._cold(places[numbers[0]])
             rows[numbers] = self._files.shards[shard].memories([places[number].row for number in numbers])
+        # By the rows themselves: a manifest that counts them wrongly must not turn one into a memory of no
+        # tokens.
+        cold = cold_rows(rows, self._files.manifest.row_codes_bytes)
+        if cold.any():
+            raise self._cold(places[int(cold.argmax())])
         return rows
+
+    def _cold(self, place: Location) -> MismatchError:
+        identity = self._files.shards[place.shard].chunk_id(place.row).hex()
+        return MismatchError(
+            f"chunk {identity[:12]} has no memory yet: m3build.attach encodes it when it is first retrieved"
+        )
 
     def _check_memories(self) -> None:
         shards = self._files.manifest.shards
@@ -160,15 +174,6 @@ class MemoryReader:
             raise MismatchError(
                 "this bank holds no memories, only text and its index: m3build.attach encodes them when they "
                 "are first retrieved; or compile it without --text-only"
-            )
-
-    def _check_warm(self, places: Mapping[Location, str]) -> None:
-        cold = self._files.cold(list(places))
-        if cold.any():
-            identity = list(places.values())[int(cold.argmax())]
-            raise MismatchError(
-                f"chunk {identity[:12]} has no memory yet: m3build.attach encodes it when it is first"
-                " retrieved"
             )
 
     def _opened_codec(self) -> tuple[Codec, MemoryShape]:

@@ -62,7 +62,7 @@ a_row_count = integer(0, 1 << 40)
 RIGHT: list[tuple[str, Right]] = [
     (r"operation|model\.(name|fingerprint)|codec\.spec|embedder\.name|index\.(type|metric)", text),
     (r"version", integer(1, 99_999_999)),
-    (r"base|files\.\w+", nothing),
+    (r"base|files\.\w+|shards\.0\.memories", nothing),
     (r"code_key", lambda value: value == "0" * 64),
     (r"features", lambda value: value == []),
     (r"counts\.(?!chunks)\w+", count),

@@ -107,6 +107,23 @@ def test_memories_made_at_first_retrieval_are_those_of_a_warm_build(
     assert (deep.compared, deep.exact, deep.bytes_expected) == (4, 4, True)
 
 
+def test_reading_a_row_without_a_memory_names_it(cold: Path, bank: Bank, live: Any) -> None:
+    memories = encode(bank, live, PLACES)
+    ids = [bank.files.shards[shard].chunk_id(row).hex() for shard, row in PLACES]
+    with pytest.raises(MismatchError, match="holds no memories"):
+        bank.read(ids)
+    persist(cold, bank, live, {place: memories[place] for place in PLACES[:3]})
+    with open_bank(cold) as opened:
+        read = opened.read(ids[:3], device="cpu")
+        for number, place in enumerate(PLACES[:3]):
+            heads = read.keys[number].flatten(0, 1)
+            assert torch.equal(heads, memories[place].keys.bfloat16().float())
+        for missing in (ids[3], opened.files.shards[3].chunk_id(0).hex()):
+            with pytest.raises(MismatchError, match=f"chunk {missing[:12]} has no memory yet") as error:
+                opened.read([*ids[:3], missing])
+            assert error.value.exit_code == 4
+
+
 def test_once_all_are_warm_the_bank_is_the_warm_one(cold: Path, made: Path, bank: Bank, live: Any) -> None:
     everything = [
         (number, row) for number, shard in enumerate(bank.files.shards) for row in range(shard.rows)
