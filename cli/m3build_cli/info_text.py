@@ -46,7 +46,9 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
     rows += [
         ("", f"{in_both_units(size):>24}  {name}") for name, size in facts["bytes"].items() if name != "total"
     ]
-    rows += [("" if n else "measured", line) for n, line in enumerate(measured_lines(facts.get("evaluation")))]
+    rows += [
+        ("" if n else "measured", line) for n, line in enumerate(measured_lines(facts.get("evaluation")))
+    ]
     return "\n".join(f"{name:<9} {text}" for name, text in rows)
 
 

@@ -1,8 +1,8 @@
 """Puts an evaluation into a bank, as a new version that differs from the evaluated one in nothing else.
 
 Needs the standard library only. What was measured holds for what a version contains, whatever its number: so
-it goes on top of the current version where that holds the same (another evaluation came first, or a rollback),
-and nowhere else.
+it goes on top of the current version where that holds the same (another evaluation came first, or a
+rollback), and nowhere else.
 """
 
 from __future__ import annotations

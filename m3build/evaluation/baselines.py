@@ -1,6 +1,6 @@
-"""Two baselines for retrieval over a bank's own chunks, both BM25 of the library bm25s (an extra): over words,
-as most people know it, and over the character n-grams that the default embedder hashes, each chunk compared
-exactly.
+"""Two baselines for retrieval over a bank's own chunks, both BM25 of the library bm25s (an extra): over
+words, as most people know it, and over the character n-grams that the default embedder hashes, each chunk
+compared exactly.
 
 Words are runs of letters and digits, hopeless for text without spaces. All postings are held in memory, so
 larger banks are left out, and say so.
@@ -77,7 +77,8 @@ class Bm25:
             return np.empty(0, np.int64)
         scores = self._scorer.get_scores_from_ids(np.searchsorted(self._known, tokens).tolist())
         order = np.argsort(-scores, kind="stable")[:k]
-        return order[scores[order] > 0].astype(np.int64)
+        best: npt.NDArray[np.int64] = order[scores[order] > 0].astype(np.int64)
+        return best
 
     def over(self, documents: Sequence[tuple[str, ...]]) -> Search:
         """This as a way to search texts that stand in these documents."""

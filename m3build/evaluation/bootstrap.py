@@ -43,7 +43,8 @@ def mean_per_token(totals: Sequence[float], tokens: Sequence[int], seed: int = S
     """Σ ``totals`` / Σ ``tokens`` over documents, with its bootstrap interval.
 
     ``totals``: a sum over the tokens of each document, such as a difference of losses in nats; ``tokens``:
-    how many they are. Documents without tokens count for nothing. Raises ValueError where no document has any.
+    how many they are. Documents without tokens count for nothing. Raises ValueError where no document has
+    any.
     """
     sums = np.asarray(totals, dtype=np.float64)
     sizes = np.asarray(tokens, dtype=np.float64)
@@ -90,4 +91,4 @@ def student_quantile(probability: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+    return z + sum(float(term / freedom**power) for power, term in enumerate(terms, 1))

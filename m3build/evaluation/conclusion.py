@@ -1,4 +1,4 @@
-"""What the figures say, in a sentence: whether memories help at all, and help more than any memories would."""
+"""What the figures say, in a sentence: whether memories help at all, and more than any others would."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ UNTRAINED = "A model that was never trained to read memories gains nothing from 
 def conclude(results: Mapping[str, Any]) -> str:
     """The sentence for ``gain`` and ``gain_over_random`` of an evaluation's results.
 
-    There is a gain only where the whole interval lies above zero, and the whole interval of what the retrieved
-    memories save more than random ones does too.
+    There is a gain only where the whole interval lies above zero, and the whole interval of what the
+    retrieved memories save more than random ones does too.
     """
     gain, over = results["gain"]["quantized"], results["gain_over_random"]
     if gain["low"] is None or over["low"] is None:
@@ -26,9 +26,7 @@ def conclude(results: Mapping[str, Any]) -> str:
             f"random references as much (difference {_shown(over)})."
         )
     leak = " Retrieval saw the text that was predicted." if results["text"]["query"] == "own" else ""
-    return (
-        f"The memories save {_shown(gain)} nats per token, {_shown(over)} more than random ones do.{leak}"
-    )
+    return f"The memories save {_shown(gain)} nats per token, {_shown(over)} more than random ones do.{leak}"
 
 
 def _shown(interval: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
 Design choices:
 
 - The same batch, over and over, in turn: as the model runs by itself, and reading the memories of its
-  references, taken from the cache each time and laid out anew. The medians are compared, so that a neighbour on
-  the machine disturbs both alike.
+  references, taken from the cache each time and laid out anew. The medians are compared, so that a neighbour
+  on the machine disturbs both alike.
 - A retrieval is taken apart on a bank opened for this alone, without a cache: embedding the queries, the rest
   of the search, reading rows of codes, decoding them. Each per query chunk.
 """
@@ -48,7 +48,9 @@ class Cost:
         }
 
 
-def measure_cost(meter: LossMeter, bank: Bank, reads: Sequence[Reads], queries: Sequence[str], k: int) -> Cost:
+def measure_cost(
+    meter: LossMeter, bank: Bank, reads: Sequence[Reads], queries: Sequence[str], k: int
+) -> Cost:
     """Times a batch of windows with what they read, and the retrieval of ``k`` references for ``queries``."""
     plain, reading = _throughput(meter, reads)
     milliseconds, rows = _retrieval(bank, meter.loaded, list(queries[:QUERIES]), k)
@@ -80,9 +82,7 @@ def _throughput(meter: LossMeter, reads: Sequence[Reads]) -> tuple[float | None,
     return tokens / median(seconds["plain"]), tokens / median(seconds["reading"])
 
 
-def _retrieval(
-    bank: Bank, loaded: LoadedModel, queries: list[str], k: int
-) -> tuple[dict[str, float], int]:
+def _retrieval(bank: Bank, loaded: LoadedModel, queries: list[str], k: int) -> tuple[dict[str, float], int]:
     if not queries or k < 1:
         return {}, 0
     from m3build.bank import open_bank

@@ -1,4 +1,4 @@
-"""``--require 'loss_gain>=0.02'``: conditions on figures of an evaluation, by which a CI job lets a bank pass.
+"""``--require 'loss_gain>=0.02'``: conditions on figures by which a CI job lets a bank pass.
 
 A condition is read, and refused if it names no figure or one that this evaluation does not measure, before
 any work is done. A figure without a value (an interval of one document) fails.

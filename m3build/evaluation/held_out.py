@@ -41,8 +41,8 @@ def held_out_documents(
     """The documents of sources that hold text, in the order of the sources; with ``documents`` or ``tokens``
     at most so many, drawn by ``seed``, in the order of the draw, the last one cut at the limit of tokens.
 
-    What cannot be read is told to ``progress``. Raises UsageError (no such path), InputError where no document
-    is left.
+    What cannot be read is told to ``progress``. Raises UsageError (no such path), InputError where no
+    document is left.
     """
     found = _tokenized(sources, options, tokenizer, progress)
     if documents is not None or tokens is not None:
@@ -55,9 +55,7 @@ def held_out_documents(
         raise InputError(f"no text to evaluate on in {', '.join(map(str, sources))}")
 
 
-def draw(
-    found: Iterator[HeldOut], documents: int | None, tokens: int | None, seed: int
-) -> list[HeldOut]:
+def draw(found: Iterator[HeldOut], documents: int | None, tokens: int | None, seed: int) -> list[HeldOut]:
     """The documents with the least hashes, as many as fit into the limits."""
     # Of a heap's items the largest hash is to leave first.
     heap: list[tuple[int, int, HeldOut]] = []

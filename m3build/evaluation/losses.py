@@ -7,9 +7,9 @@ The ways (``VARIANTS``), on the same windows with the same references:
 - ``quantized``: memories as stored. ``exact``: the same, unquantized. ``random``: stored memories of random
   references. ``dense``: all tokens' keys and values of the references, at the memory layers.
 - ``text``: the references as text in the context. One row for each query chunk: the tokenizer's BOS, the
-  references' own ids with a line feed after each, the best one last, then the window's context up to the end of
-  the chunk; only the chunk's losses count. As many references stand there, best first, as fit before the whole
-  context within the model's positions. A chunk without references is that of ``plain``.
+  references' own ids with a line feed after each, the best one last, then the window's context up to the end
+  of the chunk; only the chunk's losses count. As many references stand there, best first, as fit before the
+  whole context within the model's positions. A chunk without references is that of ``plain``.
 - ``rank1``, ``rank2`` …: stored memories, of the reference of that rank alone.
 """
 
@@ -83,7 +83,9 @@ class LossMeter:
         plain = self._context(reads, None)
         losses = {PLAIN: plain, BOS: self.reading(reads, None, None)}
         for name, form in self._forms.items():
-            losses[name] = self.reading(reads, form, [r.random if name == "random" else r.found for r in reads])
+            losses[name] = self.reading(
+                reads, form, [r.random if name == "random" else r.found for r in reads]
+            )
         losses["text"] = self._text(reads, plain)
         for rank in range(1, self._ranks + 1):
             alone = [tuple(some[rank - 1 : rank] for some in r.found) for r in reads]
@@ -131,7 +133,9 @@ class LossMeter:
                     table.to(device),
                 )
                 width = reads[0].window.chunk
-                chunk_of = (torch.arange(ids.shape[1]) // width).clamp(max=chunks - 1).expand_as(ids).to(device)
+                chunk_of = (
+                    (torch.arange(ids.shape[1]) // width).clamp(max=chunks - 1).expand_as(ids).to(device)
+                )
         logits: torch.Tensor = read_context(
             self.model,
             ids.to(self.loaded.device),
@@ -162,9 +166,7 @@ class LossMeter:
                 end = (chunk + 1) * read.window.chunk
                 # One token more than the chunk: the last one's successor is predicted too.
                 row, fitted = self.with_text(references, read.window.ids[: end + 1])
-                self.text_use = TextUse(
-                    self.text_use.fitted + fitted, self.text_use.wanted + len(references)
-                )
+                self.text_use = TextUse(self.text_use.fitted + fitted, self.text_use.wanted + len(references))
                 if fitted:
                     rows.append((number, chunk, row, min(end, read.window.predicted)))
         for some in _groups(rows, self._batch_tokens):
@@ -174,16 +176,16 @@ class LossMeter:
                 losses[number][first:end] = own[len(own) - (end - first) :]
         return losses
 
-    def with_text(self, references: Sequence[Reference], context: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    def with_text(
+        self, references: Sequence[Reference], context: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], int]:
         """The row of ``text`` for a context (see the module), and how many references it holds."""
         own = context[len(self._start) :]
         room = None if self._limit is None else self._limit - len(context)
         before: tuple[int, ...] = ()
         fitted = 0
         for reference in references:
-            ids = tuple(
-                self.loaded.tokenizer.encode(reference.text + "\n", add_special_tokens=False)
-            )
+            ids = tuple(self.loaded.tokenizer.encode(reference.text + "\n", add_special_tokens=False))
             if room is not None and len(before) + len(ids) > room:
                 break
             before = (*ids, *before)
@@ -203,7 +205,7 @@ def padded(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _losses(logits: torch.Tensor, contexts: Sequence[Sequence[int]]) -> list[TokenLosses]:
-    """Cross entropy of each token after the first, from logits (B, T, V), a bounded part of them at a time."""
+    """Cross entropy of each token after the first, from logits (B, T, V), a part of them at a time."""
     step = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
     found = []
     for row, context in enumerate(contexts):

@@ -89,9 +89,7 @@ def dense(model: LoadedModel) -> Form:
 def _empty(model: LoadedModel, references: int, slots: int) -> FormedMemories:
     shape = model.shape
     size = (references, len(shape.memory_layers), shape.kv_heads, slots)
-    options = {"device": model.device}
-    return FormedMemories(
-        torch.zeros(*size, shape.head_dim, dtype=model.dtype, **options),
-        torch.zeros(*size, shape.head_dim, dtype=model.dtype, **options),
-        torch.zeros(size, dtype=torch.bool, **options),
+    keys, values = (
+        torch.zeros((*size, shape.head_dim), dtype=model.dtype, device=model.device) for _ in range(2)
     )
+    return FormedMemories(keys, values, torch.zeros(size, dtype=torch.bool, device=model.device))

@@ -17,8 +17,8 @@ class EvalOptions:
 
     ``text``: held-out sources; ``queries`` and ``qrels``: files in BEIR's layout. ``references``: how many
     each query chunk reads; ``reference_file``: fixed ones instead of retrieval. ``overlap``: references over
-    this share are left out. ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also measure
-    each rank of reference by itself. ``require``: conditions of the gate.
+    this share are left out. ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also
+    measure each rank of reference by itself. ``require``: conditions of the gate.
     """
 
     text: tuple[str, ...] = ()

@@ -7,9 +7,9 @@ stretch of 2·|r| + 1 tokens of t.
 Design choices:
 
 - A stretch can hold no longer common subsequence than the tokens that it has in common with r, each as often
-  as in the one that has it less often. That bound comes for all stretches in one pass over t; only those whose
-  bound is over the best that was found are looked at closely, best bound first. Of texts that do not hold the
-  reference none is.
+  as in the one that has it less often. That bound comes for all stretches in one pass over t; only those
+  whose bound is over the best that was found are looked at closely, best bound first. Of texts that do not
+  hold the reference none is.
 - The longest common subsequence of one stretch is computed with a bit for each token of r, one addition a
   token of t (Hyyrö, "Bit-Parallel LCS-length Computation Revisited", 2004).
 """

@@ -14,7 +14,6 @@ from pathlib import Path
 from m3build_formats.errors import InputError, UsageError
 
 
-
 @dataclass(frozen=True, slots=True)
 class Questions:
     """Question i is ``texts[i]`` and is answered by any of the documents ``answers[i]``; ``unanswered``

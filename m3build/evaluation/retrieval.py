@@ -92,9 +92,7 @@ def measure(bank: Bank, questions: Questions, progress: Progress | None = None) 
     return RetrievalReport(len(questions), questions.unanswered, missing, scores, tuple(notes))
 
 
-def score(
-    search: Search, questions: Questions, advance: Callable[[int], object] = lambda _: None
-) -> Scores:
+def score(search: Search, questions: Questions, advance: Callable[[int], object] = lambda _: None) -> Scores:
     """Hit shares and mean reciprocal rank of one way to search."""
     ranks: list[int | None] = []
     for first in range(0, len(questions), _QUERIES_AT_ONCE):

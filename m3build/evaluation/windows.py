@@ -48,9 +48,9 @@ class Window:
 
 
 def window_tokens(config: Any, bos: int, interval: int, chunk: int, longest: int = LONGEST) -> int:
-    """Tokens of a window: a multiple of ``chunk``, at most ``longest``, that ends within the model's positions
-    when it starts after the reference BOS (``bos`` tokens) and the memory interval. Raises MismatchError where
-    not one query chunk fits."""
+    """Tokens of a window: a multiple of ``chunk``, at most ``longest``, that ends within the model's
+    positions when it starts after the reference BOS (``bos`` tokens) and the memory interval. Raises
+    MismatchError where not one query chunk fits."""
     limit = position_limit(config)
     room = longest if limit is None else min(longest, limit - bos - interval)
     whole = room // chunk * chunk
@@ -68,9 +68,7 @@ def position_limit(config: Any) -> int | None:
     return int(limit) if limit else None
 
 
-def windows_of(
-    document: HeldOut, number: int, bos_id: int | None, size: int, chunk: int
-) -> Iterator[Window]:
+def windows_of(document: HeldOut, number: int, bos_id: int | None, size: int, chunk: int) -> Iterator[Window]:
     """The windows of one document; none for one of which nothing is predicted."""
     step = size - 1
     for place, start in enumerate(range(0, len(document.ids), step)):

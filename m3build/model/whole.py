@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from m3build.model.device import choose_device, choose_dtype
-from m3build.model.load import LoadedModel, _first_line, _quiet, load_tokenizer
 from m3build.model.live import loaded_from
+from m3build.model.load import LoadedModel, _first_line, _quiet, load_tokenizer
 from m3build.model.source import find_model
 from m3build_formats.errors import CorruptError, MismatchError, ResourceError
 from m3build_formats.manifest import Manifest
@@ -18,8 +18,8 @@ from m3build_formats.manifest import Manifest
 def load_reading_model(
     name: str, manifest: Manifest, *, device: str = "auto", dtype: str = "auto"
 ) -> tuple[Any, LoadedModel]:
-    """The causal-LM model of a transformers directory or hub id, in eval mode, and the same as what writes the
-    memories of the bank that ``manifest`` is of.
+    """The causal-LM model of a transformers directory or hub id, in eval mode, and the same as what writes
+    the memories of the bank that ``manifest`` is of.
 
     ``dtype`` auto is the bank's. Raises UsageError (no such model), MismatchError (another model than the
     bank's), CorruptError, ResourceError.

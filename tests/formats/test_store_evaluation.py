@@ -16,7 +16,6 @@ from m3build_formats.rollback import rollback
 from m3build_formats.store_evaluation import same_but_evaluation, store_evaluation
 from m3build_formats.verify import verify
 
-
 # What the sample bank's own evaluation file holds.
 SAMPLE = {"loss": 1.25}
 

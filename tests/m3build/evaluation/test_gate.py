@@ -31,7 +31,9 @@ def test_a_condition_is_a_figure_a_comparison_and_a_number(
     assert parse_conditions([text], ["text", "queries"]) == (Condition(figure, comparison, bound),)
 
 
-@pytest.mark.parametrize("text", ["", "loss_gain", "loss_gain=0.02", "loss_gain==1", "loss_gain>=x", "0.1<mrr"])
+@pytest.mark.parametrize(
+    "text", ["", "loss_gain", "loss_gain=0.02", "loss_gain==1", "loss_gain>=x", "0.1<mrr"]
+)
 def test_what_is_no_condition_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="--require"):
         parse_conditions([text], ["text"])
