@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # What the arrays of one batch may take: dense keys and values, read by each query chunk anew.
 _BATCH_BYTES = 256 << 20
+_WINDOWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,9 @@ def _reads(
     for number, document in enumerate(documents):
         tally.open_document(document.characters)
         windows: list[Window] = list(windows_of(document, number, bos, size, chunk))
-        # A long document's windows are looked up some at a time.
-        for start in range(0, len(windows), 16):
-            yield from references.of(document, windows[start : start + 16])
+        # A long document's windows are looked up some at a time, and kept apart from its other parts.
+        for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+            yield from references.of(document, windows[start : start + _WINDOWS_AT_ONCE])
 
 
 def _batches(reads: Iterator[Reads], rows: int) -> Iterator[list[Reads]]:

@@ -6,7 +6,8 @@ Design choices:
   retrieved, and the first reads none. ``own`` retrieves with the chunk itself, as a prompt does (the paper's
   way of generating); part of what it then predicts was in the query.
 - References that hold the text under test are left out (``overlap``), and the next ones found take their
-  place: ``SPARE`` more are asked for.
+  place: ``SPARE`` more are asked for. The text under test is what is read at once: the whole of a document,
+  or of a long one the windows around.
 - As many are drawn at random for a query chunk as it reads, each bank row as likely as any other, by a seed
   and the place of the chunk alone.
 """
@@ -30,6 +31,7 @@ from m3build_formats.errors import InputError, UsageError
 Query = Literal["previous", "own"]
 Fixed = Mapping[tuple[str, int], tuple[str, ...]]
 SPARE = 10
+_Place = tuple[int, int]
 _MOST_DRAWS = 20
 
 
@@ -84,26 +86,34 @@ class References:
             raise InputError("the bank holds no chunks")
 
     def of(self, document: HeldOut, windows: Sequence[Window]) -> list[Reads]:
-        """What the windows of one document read. Raises CorruptError, UsageError (an id of the file that the
-        bank does not hold)."""
+        """What some windows of a document, one after the other, read. Raises CorruptError, UsageError (an id
+        of the file that the bank does not hold)."""
         # Texts repeat their references within a document; across documents there is no bound on them.
         self._known.clear()
         overlapping: dict[str, bool] = {}
+        # The first token of a window is the BOS, or stands in the window before.
+        under_test = [token for window in windows for token in window.ids[1:]]
 
         def fits(reference: Reference) -> bool:
             if reference.id not in overlapping:
-                overlapping[reference.id] = overlaps(document.ids, reference.ids, self._limit)
+                overlapping[reference.id] = overlaps(under_test, reference.ids, self._limit)
             return not overlapping[reference.id]
 
         found = self._given(document, windows) if self._fixed is not None else self._retrieved(windows)
         reads = []
         for window, of_window in zip(windows, found, strict=True):
             kept = []
-            for some in of_window:
-                fitting = [reference for reference in some if fits(reference)]
-                first = some[: self._number]
-                self.left_out += sum(overlapping[reference.id] for reference in first)
-                kept.append(tuple(fitting[: self._number]))
+            for places in of_window:
+                fitting: list[Reference] = []
+                for place in places:
+                    if len(fitting) == self._number:
+                        break
+                    reference = self._reference(*place)
+                    if fits(reference):
+                        fitting.append(reference)
+                    else:
+                        self.left_out += 1
+                kept.append(tuple(fitting))
             at_random = tuple(
                 self._drawn(document.id, window.first_chunk + chunk, len(some), fits)
                 for chunk, some in enumerate(kept)
@@ -111,8 +121,8 @@ class References:
             reads.append(Reads(window, tuple(kept), at_random))
         return reads
 
-    def _retrieved(self, windows: Sequence[Window]) -> list[list[list[Reference]]]:
-        asked: dict[str, list[Reference]] = {}
+    def _retrieved(self, windows: Sequence[Window]) -> list[list[list[_Place]]]:
+        asked: dict[str, list[_Place]] = {}
         texts = []
         for window in windows:
             of_window = []
@@ -126,16 +136,17 @@ class References:
         if distinct and self._number:
             hits = self._bank.search(distinct, self._number + SPARE)
             for text, some in zip(distinct, hits, strict=True):
-                asked[text] = [self._reference(hit.shard, hit.row) for hit in some]
+                asked[text] = [(hit.shard, hit.row) for hit in some]
         return [[asked.get(text, []) if text is not None else [] for text in some] for some in texts]
 
-    def _given(self, document: HeldOut, windows: Sequence[Window]) -> list[list[list[Reference]]]:
+    def _given(self, document: HeldOut, windows: Sequence[Window]) -> list[list[list[_Place]]]:
         fixed = self._fixed or {}
         return [
             [
                 [
-                    self._reference(*self._bank.files.find(identity)[0])
+                    (place.shard, place.row)
                     for identity in fixed.get((document.id, window.first_chunk + chunk), ())
+                    for place in self._bank.files.find(identity)[:1]
                 ]
                 for chunk in range(window.chunks)
             ]

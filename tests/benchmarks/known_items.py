@@ -4,10 +4,10 @@
         [--embedder lexical] [--index auto]
 
 There are few question sets beyond English, so questions are made from the text itself. The sentences of the
-files under each PATH (any kind that m3build reads) are the passages, up to ``--sentences`` of them, drawn by a
-fixed seed. A question is made of one passage so: of its words (runs of two characters where a script has no
-spaces) half are taken at random, in random order, and as many words of another passage are mixed in. So no
-question is a part of its passage, and half of it points elsewhere.
+files under each PATH (any kind that m3build reads) are the passages, up to ``--sentences`` of them, drawn by
+a fixed seed. A question is made of one passage so: of its words (runs of two characters where a script has no
+spaces) half are taken at random, in random order, and half as many words of another passage are mixed in. So
+no question is a part of its passage, and a third of it points elsewhere.
 
 Prints hit@1 and hit@10 as a bank finds them (index, candidates, re-ranking) and of BM25 over all n-grams of
 all passages (bm25s), and exits 1 where the former is lower by more than 0.02.
@@ -92,7 +92,7 @@ def known_items(passages: list[str], number: int) -> Questions:
         words = _WORD.findall(passages[answer])
         other = _WORD.findall(passages[drawn.randrange(len(passages))])
         half = -(-len(words) // 2)
-        chosen = drawn.sample(words, half) + drawn.sample(other, min(half, len(other)))
+        chosen = drawn.sample(words, half) + drawn.sample(other, min(half // 2, len(other)))
         drawn.shuffle(chosen)
         queries.append(" ".join(chosen))
     return Questions(queries, answers, passages)
