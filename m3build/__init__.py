@@ -6,6 +6,7 @@
     hits = bank.search(["a question"], k=5)
     memories = bank.read(hits.ids[0])
     reader = m3build.attach(model, bank)          # the model now reads memories while it generates
+    m3build.evaluate("bank/", text="held-out/")   # what the bank is worth
 
 Importing this package imports nothing heavy; torch and transformers come in with the first call that needs a
 model.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m3build.api import compile as compile
     from m3build.api import diff as diff
+    from m3build.api import evaluate as evaluate
     from m3build.api import gc as gc
     from m3build.api import log as log
     from m3build.api import merge as merge
@@ -35,6 +37,7 @@ __all__ = [
     "attach",
     "compile",
     "diff",
+    "evaluate",
     "gc",
     "log",
     "merge",
@@ -45,6 +48,7 @@ __all__ = [
 _HOMES = {
     "compile": "m3build.api",
     "diff": "m3build.api",
+    "evaluate": "m3build.api",
     "gc": "m3build.api",
     "log": "m3build.api",
     "merge": "m3build.api",

@@ -1,5 +1,6 @@
 """What the commands do to banks, as one call each: ``m3build.compile`` (the whole way from files to a bank),
-``merge``, ``gc``, ``log``, ``diff``, ``rollback``. The command line is a shell around the same functions.
+``merge``, ``gc``, ``log``, ``diff``, ``rollback``, ``evaluate``. The command line is a shell around the same
+functions.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from m3build.config import CompileOptions, RunOptions
 from m3build_formats.errors import UsageError
 
 if TYPE_CHECKING:
+    from m3build.evaluation.evaluate import Evaluation
     from m3build.pipeline.merge_result import MergeResult
     from m3build.pipeline.result import CompileResult
     from m3build_formats.diff_report import Difference
@@ -128,3 +130,29 @@ def rollback(
     from m3build_formats.rollback import rollback as roll_back
 
     return roll_back(bank, version, quick=quick, readmit=readmit, wait_seconds=wait_seconds)
+
+
+def evaluate(
+    bank: str | os.PathLike[str], *, version: int | None = None, store: bool = True, **options: Any
+) -> Evaluation:
+    """Measure what a bank is worth: its loss on held-out text, its retrieval on questions, its cost.
+
+    ``options`` are the fields of ``m3build.evaluation.options.EvalOptions``; ``text`` (sources) or
+    ``queries`` and ``qrels`` (files in BEIR's layout) is needed. With ``store`` the results become a version
+    of the bank.
+    ``require`` is judged, and ``Evaluation.enforce()`` raises GateError for what did not hold. Raises the
+    errors of ``m3build_formats.errors``.
+    """
+    from m3build.evaluation.evaluate import evaluate_bank
+    from m3build.evaluation.options import EvalOptions
+
+    if unknown := sorted(set(options) - set(EvalOptions.__dataclass_fields__)):
+        raise UsageError(f"evaluate knows no option {', '.join(unknown)}")
+    text = options.get("text", ())
+    listed = [text] if isinstance(text, str | os.PathLike) else list(text)
+    given = {**options, "text": tuple(os.fspath(source) for source in listed)}
+    given["require"] = tuple(options.get("require", ()))
+    for name in ("queries", "qrels", "reference_file", "model"):
+        if given.get(name) is not None:
+            given[name] = os.fspath(given[name])
+    return evaluate_bank(bank, EvalOptions(**given), version=version, store=store)

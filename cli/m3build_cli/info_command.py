@@ -1,4 +1,4 @@
-"""``m3build info``: facts from the manifest alone, in milliseconds."""
+"""``m3build info``: facts from the manifest and the small file of its evaluation, in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from m3build_cli.output import bank_argument, json_option, print_json, version_option
 from m3build_formats.bank import read_manifest
+from m3build_formats.evaluation_file import evaluation_facts
 from m3build_formats.info import describe
 
 
@@ -16,14 +17,16 @@ from m3build_formats.info import describe
 @version_option
 @json_option
 def command(bank: Path, version: int | None, as_json: bool) -> None:
-    """What a bank holds, what it was made with and how exact it is. Reads the manifest only.
+    """What a bank holds, what it was made with, how exact it is, and what m3build eval measured. Reads the
+    manifest and, if there is one, the evaluation.
 
     \b
     Example:
       m3build info bank/
       m3build info bank/ --json | jq .chunks
     """
-    facts = describe(read_manifest(bank, version=version))
+    manifest = read_manifest(bank, version=version)
+    facts = {**describe(manifest), "evaluation": evaluation_facts(bank, manifest)}
     if as_json:
         print_json(facts)
         return

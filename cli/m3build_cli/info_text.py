@@ -46,6 +46,9 @@ def describe_facts(bank: str, facts: dict[str, Any]) -> str:
     rows += [
         ("", f"{in_both_units(size):>24}  {name}") for name, size in facts["bytes"].items() if name != "total"
     ]
+    rows += [
+        ("" if n else "measured", line) for n, line in enumerate(measured_lines(facts.get("evaluation")))
+    ]
     return "\n".join(f"{name:<9} {text}" for name, text in rows)
 
 
@@ -73,3 +76,37 @@ def recall(index: dict[str, Any]) -> str:
     """Recall of an approximate index, if measured."""
     found = index.get("recall")
     return f", recall@10 {found:.3f}" if isinstance(found, int | float) else ""
+
+
+def measured_lines(evaluation: dict[str, Any] | None) -> list[str]:
+    """What ``m3build eval`` stored: a line on loss, a line on retrieval, a line on its gate; none without an
+    evaluation. A file of another writer may hold anything, and what is not as expected is left out."""
+    if evaluation is None:
+        return []
+    if "problem" in evaluation:
+        return [f"unreadable: {evaluation['problem']}"]
+    lines = []
+    none, quantized = (number_at(evaluation, "loss", name) for name in ("none", "quantized"))
+    if none is not None and quantized is not None:
+        line = f"loss {none:.4f} without memories, {quantized:.4f} with them"
+        low, high = (number_at(evaluation, "gain", "quantized", end) for end in ("low", "high"))
+        if low is not None and high is not None:
+            line += f" (gain {low:+.4f} to {high:+.4f})"
+        over = number_at(evaluation, "gain_over_random", "mean")
+        lines.append(line + (f", {over:+.4f} over random ones" if over is not None else ""))
+    conclusion = evaluation.get("conclusion")
+    if isinstance(conclusion, str):
+        lines.append(conclusion[:200])
+    found = [(k, number_at(evaluation, "retrieval", "index", f"hit@{k}")) for k in (1, 5, 10)]
+    if all(share is not None for _, share in found):
+        lines.append("retrieval " + ", ".join(f"hit@{k} {share:.4f}" for k, share in found))
+    if isinstance(evaluation.get("passed"), bool) and evaluation.get("require"):
+        lines.append("gate passed" if evaluation["passed"] else "gate not passed")
+    return lines
+
+
+def number_at(value: Any, *path: str) -> float | None:
+    """The number at a path of keys, None where there is none."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -27,6 +27,7 @@ COMMANDS = {
     "show": "One chunk: text, sources, kept tokens.",
     "search": "Find chunks by text.",
     "verify": "Check that a bank is what its manifest says.",
+    "eval": "What a bank is worth: loss with its memories, retrieval, cost; a gate for CI.",
     "log": "The versions of a bank and what each changed.",
     "diff": "What changed between two versions or two banks.",
     "rollback": "Make an older version of a bank current again.",

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -193,7 +194,8 @@ def compile_bank(
                 eval=None,
             ),
         )
-        changed = old is None or not _same(old, contents)
+        # An evaluation stays with what it describes. One that is damaged cannot be made anew, and goes.
+        changed = old is None or not (_same(old, contents) and _sound(old.files.eval, writer))
         manifest = writer.commit(contents, old) if changed or old is None else old
         # Files of the version there was that this build found missing or damaged, and wrote.
         repaired = sorted(writer.data.written & set(old.all_files())) if old is not None else []
@@ -383,9 +385,13 @@ def _write_rejects(
     return write_rejects(writer, rows())
 
 
+def _sound(file: FileEntry | None, writer: BankWriter) -> bool:
+    return file is None or writer.data.is_sound(file)
+
+
 def _same(old: Manifest, new: VersionContents) -> bool:
     """Whether the sources and options gave the version that is there already; library versions alone make no
-    new one.
+    new one, and what was measured of it since does not count.
     """
 
     def shaped(version: VersionContents) -> tuple[object, ...]:
@@ -400,7 +406,7 @@ def _same(old: Manifest, new: VersionContents) -> bool:
             version.index,
             version.code_key,
             version.shards,
-            version.files,
+            replace(version.files, eval=None),
         )
 
     return shaped(old.contents) == shaped(new)

@@ -1,0 +1,122 @@
+"""What query chunks read: never found with what they predict, never what the text holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import tiny_tokenizer
+from small_corpus import build, sentence, write_corpus
+
+from m3build.bank import Bank, open_bank
+from m3build.evaluation.held_out import HeldOut
+from m3build.evaluation.overlap import overlap
+from m3build.evaluation.references import References, read_fixed
+from m3build.evaluation.windows import windows_of
+from m3build_formats.errors import InputError, UsageError
+
+CHUNK = 16
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    directory = tmp_path_factory.mktemp("references")
+    build(write_corpus(directory / "corpus"), directory / "bank", tiny_llama)
+    return directory
+
+
+@pytest.fixture
+def bank(place: Path) -> Iterator[Bank]:
+    with open_bank(place / "bank") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+def document_of(text: str, tokenizer: Any) -> HeldOut:
+    return HeldOut("held-out", len(text), tuple(tokenizer.encode(text, add_special_tokens=False)))
+
+
+UNSEEN = " ".join(sentence(number) for number in range(10_000, 10_012))
+
+
+def test_a_chunk_reads_what_the_one_before_retrieved_and_the_first_none(bank: Bank, tokenizer: Any) -> None:
+    document = document_of(UNSEEN, tokenizer)
+    windows = list(windows_of(document, 0, 0, 4 * CHUNK, CHUNK))
+    reads = References(bank, tokenizer, 3, limit=1.0).of(document, windows)
+    own = References(bank, tokenizer, 3, limit=1.0, query="own").of(document, windows)
+    assert len(reads) > 1
+    for read, by_itself in zip(reads, own, strict=True):
+        assert read.found[0] == ()
+        for chunk in range(1, read.window.chunks):
+            query = tokenizer.decode(read.window.of_chunk(chunk - 1), skip_special_tokens=True)
+            expected = [hit.id for hit in bank.search(query, 3)[0]]
+            assert [reference.id for reference in read.found[chunk]] == expected
+            assert [reference.id for reference in by_itself.found[chunk - 1]] == expected
+
+
+def test_references_that_the_text_holds_are_left_out_and_the_next_take_their_place(
+    place: Path, bank: Bank, tokenizer: Any
+) -> None:
+    # The text under test is a document of the bank.
+    document = document_of((place / "corpus" / "03.txt").read_text("utf-8"), tokenizer)
+    windows = list(windows_of(document, 0, 0, 8 * CHUNK, CHUNK))
+    every = References(bank, tokenizer, 2, limit=1.0)
+    found = [one for read in every.of(document, windows) for some in read.found for one in some]
+    assert every.left_out == 0
+    assert max(overlap(document.ids, one.ids) for one in found) > 2 / 3
+    some = References(bank, tokenizer, 2, limit=2 / 3)
+    reads = some.of(document, windows)
+    kept = [one for read in reads for part in (*read.found, *read.random) for one in part]
+    assert some.left_out > 0
+    assert max(overlap(document.ids, one.ids) for one in kept) <= 2 / 3
+    assert any(len(part) == 2 for read in reads for part in read.found)
+
+
+def test_as_many_are_drawn_at_random_and_always_the_same(bank: Bank, tokenizer: Any) -> None:
+    document = document_of(UNSEEN, tokenizer)
+    windows = list(windows_of(document, 0, 0, 8 * CHUNK, CHUNK))
+
+    def drawn(seed: int) -> list[list[str]]:
+        reads = References(bank, tokenizer, 4, limit=2 / 3, seed=seed).of(document, windows)
+        for read in reads:
+            assert [len(some) for some in read.random] == [len(some) for some in read.found]
+        return [[one.id for one in some] for read in reads for some in read.random]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    for some in drawn(0):
+        assert len(set(some)) == len(some)
+
+
+def test_fixed_references_take_the_place_of_retrieval(tmp_path: Path, bank: Bank, tokenizer: Any) -> None:
+    hits = bank.search("memory layer head", 3)[0]
+    file = tmp_path / "fixed.jsonl"
+    lines = [
+        {"document": "held-out", "chunk": 0, "references": [hits[0].id[:12], hits[1].id]},
+        {"document": "held-out", "chunk": 9, "references": [hits[2].id]},
+        {"document": "another", "chunk": 1, "references": [hits[2].id]},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    document = document_of(UNSEEN, tokenizer)
+    windows = list(windows_of(document, 0, 0, 8 * CHUNK, CHUNK))
+    references = References(bank, tokenizer, 5, limit=1.0, fixed=read_fixed(file))
+    by_chunk = [some for read in references.of(document, windows) for some in read.found]
+    read = {number: [one.id for one in some] for number, some in enumerate(by_chunk) if some}
+    assert read == {0: [hits[0].id, hits[1].id], 9: [hits[2].id]}
+    assert windows[1].first_chunk == 8
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"document": "a", "chunk": "0", "references": []}'])
+def test_a_file_of_references_that_is_none_is_refused_by_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "fixed.jsonl").write_text("\n" + line, encoding="utf-8")
+    with pytest.raises(InputError, match="line 2"):
+        read_fixed(tmp_path / "fixed.jsonl")
+    with pytest.raises(UsageError, match="no such file"):
+        read_fixed(tmp_path / "none")
