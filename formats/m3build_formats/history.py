@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from m3build_formats.bank import Versions
 from m3build_formats.canonical_json import canonical_json
-from m3build_formats.errors import M3Error, UsageError
+from m3build_formats.errors import M3Error, ResourceError, UsageError
 from m3build_formats.manifest import BaseVersion, Manifest, VersionContents
 
 ROLLBACK: Final = "rollback"
@@ -98,18 +98,24 @@ def versions(
 ) -> tuple[Version | UnreadableVersion, ...]:
     """The versions of a bank, newest first; at most the ``limit`` newest.
 
-    Manifests beyond the limit are read only where a base or what a rollback restored lies there. Raises
-    UsageError where ``path`` is no bank or has no version yet, ResourceError where versions/ cannot be read.
+    Manifests beyond the limit are read only where a base or what a rollback restored lies there. The newest
+    is there in any case: where a garbage collection removes it meanwhile, it is no longer the newest, and all
+    is looked at anew. Raises UsageError where ``path`` is no bank or has no version yet, ResourceError where
+    versions/ or a manifest in it cannot be read.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"ask for at least 1 version, not {limit}")
     with Versions(path) as listed:
-        numbers = listed.numbers()[::-1]
-        if not numbers:
-            raise UsageError(f"{os.fspath(path)}: the bank has no version yet; run m3build compile")
-        reader = _Reader(listed, numbers)
-        found = (reader.record(number) for number in numbers[:limit])
-        return tuple(record for record in found if record is not None)
+        while True:
+            numbers = listed.numbers()[::-1]
+            if not numbers:
+                raise UsageError(f"{os.fspath(path)}: the bank has no version yet; run m3build compile")
+            reader = _Reader(listed, numbers)
+            found = [reader.record(number) for number in numbers[:limit]]
+            if found[0] is not None:
+                return tuple(record for record in found if record is not None)
+            if numbers[0] in listed.numbers():
+                raise ResourceError(f"{os.fspath(path)}: lists version {numbers[0]}, but does not give it")
 
 
 def contents_digest(contents: VersionContents) -> str:

@@ -13,6 +13,7 @@ from sample_bank import add_version
 from m3build_formats.bank import Versions, manifest_name, open_bank, read_manifest
 from m3build_formats.errors import CorruptError, MismatchError, ResourceError, UsageError
 from m3build_formats.gc import collect
+from m3build_formats.history import Version, versions
 from m3build_formats.manifest import Manifest
 from m3build_formats.open_bank import BankFiles
 
@@ -110,6 +111,18 @@ def test_a_current_version_collected_before_its_manifest_is_read_gives_the_next(
     assert read == [1, 2]
 
 
+def test_a_log_of_versions_that_are_all_collected_meanwhile_shows_those_there_are_then(
+    bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_version(bank)
+    (bank / "versions" / manifest_name(2)).rename(bank / "kept.json")
+    read = remove_before_reading(monkeypatch, bank, 1)
+    (only,) = versions(bank)
+    assert isinstance(only, Version)
+    assert (only.version, only.change) == (2, None)
+    assert read == [1, 2]
+
+
 def test_a_pinned_version_collected_before_it_is_read_is_a_usage_error(
     bank: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +173,8 @@ def test_a_manifest_that_is_listed_and_never_given_is_an_error_and_no_hang(
     monkeypatch.setattr(Versions, "read", lambda self, version: None)
     with pytest.raises(ResourceError, match="lists version 1"):
         read_manifest(bank)
+    with pytest.raises(ResourceError, match="lists version 1"):
+        versions(bank)
 
 
 def test_a_message_that_lists_many_versions_says_that_there_are_more(bank: Path) -> None:
