@@ -70,8 +70,17 @@ class LexicalEmbedder:
         self._texts = texts
         self._ngrams = ngrams
         self._average = ngrams / texts if texts and ngrams else 1.0
-        # A bucket that no text of the sample had gets the weight of the rarest: finite, and the highest.
-        self._idf: _Floats = np.log1p((texts - document_frequency + 0.5) / (document_frequency + 0.5))
+        self._weights: _Floats | None = None
+
+    @property
+    def _idf(self) -> _Floats:
+        """The weight of every bucket. A bucket that no text of the sample had gets the weight of the rarest:
+        finite, and the highest. Made when it is first needed, which two threads may do at once."""
+        weights = self._weights
+        if weights is None:
+            frequency = self._document_frequency
+            weights = self._weights = np.log1p((self._texts - frequency + 0.5) / (frequency + 0.5))
+        return weights
 
     def fit(self, texts: Iterable[str]) -> None:
         """Count document frequencies on a sample of the texts that will be embedded; replaces an earlier fit.
