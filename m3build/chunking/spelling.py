@@ -92,7 +92,8 @@ class Spelling:
         up to it."""
         places = (self._starts[ids] - ends + lengths).repeat(lengths)
         places += np.arange(len(places))
-        return self._bytes[places].tobytes()
+        spelled: bytes = self._bytes[places].tobytes()
+        return spelled
 
     def _kept(self, joint: bytes) -> npt.NDArray[np.intp] | None:
         """Places of the bytes that are spelled: all (None), or of a run of spaces the last one."""
