@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _LONGEST_BLANK = 256  # characters of white space in a line that counts as blank
 _LONGEST_HEADING = 60
+_COLONS = ":："
 _JOINT_SEARCH = 32  # characters looked back for a place that does not break the rules below
 # For a set in a regular expression: Thai, Lao, Tibetan, Burmese; Khmer; kana, Han, Yi; their compatibility
 # and full-width forms; rare Han.
@@ -85,16 +86,27 @@ def _last_breaks(text: str, low: int, high: int) -> tuple[int, int]:
     behind = -1  # the line feed after the one looked at
     at = text.rfind("\n", low + 1, high + 1)
     while at >= 0:
-        if not text[max(low, at - 8) : at].rstrip().endswith((":", "：")):
-            if behind < 0:
-                behind = text.find("\n", at + 1, at + _LONGEST_BLANK)
-            between = text[at + 1 : behind] if behind >= 0 else "-"
-            if (not between or between.isspace()) and not _looks_like_heading(text, low, at):
-                return at, max(line_end, at)
-            line_end = max(line_end, at)
+        # Most lines end in ink, and so does the next one begin: a look at single characters tells.
+        before = text[at - 1]
+        if before.isspace():
+            before = text[max(low, at - 8) : at].rstrip()[-1:]
+        if before not in _COLONS or not before:
+            if line_end < 0:
+                line_end = at
+            blank = text[at + 1 : at + 2].isspace() and _is_blank(text, at + 1, behind)
+            if blank and not _looks_like_heading(text, low, at):
+                return at, line_end
         behind = at
         at = text.rfind("\n", low + 1, at)
     return -1, line_end
+
+
+def _is_blank(text: str, start: int, behind: int) -> bool:
+    """Whether the line that begins at ``start`` is blank; ``behind`` is the line feed that ends it, or -1 if
+    it is not known yet."""
+    if behind < 0:
+        behind = text.find("\n", start, start - 1 + _LONGEST_BLANK)
+    return behind >= start and (behind == start or text[start:behind].isspace())
 
 
 def _looks_like_heading(text: str, low: int, end: int) -> bool:

@@ -30,7 +30,7 @@ from m3build_formats.layout import MAX_REFERENCE_TOKENS
 MINIMUM_REFERENCE_TOKENS = 16
 RULE = 1  # grows whenever the same document would be cut in another way
 
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 20  # cut together
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 21  # cut together
 _SECTION = 1 << 14  # characters at most
 _BATCH = 128  # texts for the tokenizer at a time
 _TITLE_SHARE = 3  # a title takes at most the limit divided by this
@@ -84,7 +84,7 @@ class Chunker:
     def cut_many(self, documents: Iterable[Document]) -> Iterator[tuple[Document, list[Chunk]]]:
         """Each document with its chunks, in order, as ``cut`` gives them; faster for short documents.
 
-        Reads ahead by 256 documents or about a million characters at most.
+        Reads ahead by 256 documents or about two million characters at most.
         """
         for group in _groups(documents):
             yield from zip(group, self._cut_group(group), strict=True)
@@ -113,23 +113,30 @@ class Chunker:
         """Run generators, as many at a time as make a good batch; their results in their order."""
         results: list[list[Chunk]] = [[] for _ in cuttings]
         fresh = enumerate(cuttings)
-        waiting: list[tuple[int, Cutting, str]] = []
+        waiting: list[tuple[int, Cutting]] = []
+        texts: list[str] = []
         while True:
-            while len(waiting) < _BATCH and (started := next(fresh, None)):
+            while len(texts) < _BATCH and (started := next(fresh, None)):
                 index, cutting = started
                 try:
-                    waiting.append((index, cutting, next(cutting)))
+                    texts.append(next(cutting))
                 except StopIteration as end:
                     results[index] = end.value
-            if not waiting:
+                else:
+                    waiting.append(started)
+            if not texts:
                 return results
-            answers = self._encoder.encode([text for _, _, text in waiting])
-            asked, waiting = waiting, []
-            for (index, cutting, _), answer in zip(asked, answers, strict=True):
+            answers = self._encoder.encode(texts)
+            texts = []
+            ended: set[int] = set()
+            for (index, cutting), answer in zip(waiting, answers, strict=True):
                 try:
-                    waiting.append((index, cutting, cutting.send(answer)))
+                    texts.append(cutting.send(answer))
                 except StopIteration as end:
                     results[index] = end.value
+                    ended.add(index)
+            if ended:
+                waiting = [entry for entry in waiting if entry[0] not in ended]
 
 
 def _sections(text: str, outline: Outline) -> Iterator[tuple[int, int]]:

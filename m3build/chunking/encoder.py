@@ -9,6 +9,7 @@ and a slow one would take the time of the whole compilation.
 from __future__ import annotations
 
 import json
+import struct
 from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,9 +58,9 @@ class Encoder:
             ]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         counts = np.array([len(encoding) for encoding in encodings])
-        flat = np.fromiter(
-            chain.from_iterable(encoding.ids for encoding in encodings), np.int32, int(counts.sum())
-        )
+        # struct takes Python integers apart faster than NumPy does.
+        numbers = chain.from_iterable([encoding.ids for encoding in encodings])
+        flat = np.frombuffer(struct.pack(f"{counts.sum()}i", *numbers), np.int32)
         ends = self._spelling.ends(texts, flat, counts)
         found = [
             Encoded(ids, own)

@@ -54,6 +54,7 @@ GRID = 8  # characters
 _NEAR = 16  # places of the grid that are searched first
 _STEP = 0.25  # how fast gains follow a document
 _FAR_OFF = 1.3
+_FAR_UNDER = 1 / _FAR_OFF
 _MOST_EXCESS = 4.0  # that is believed at a time
 _TWO_SCRIPTS = 0.1  # share of characters beyond ASCII from which they have a gain of their own
 _RIDGE = 0.3  # pulls towards the mean number of tokens for each byte
@@ -142,13 +143,15 @@ class Forecast:
     def learn(self, start: int, end: int, tokens: int) -> float:
         """Take into account that text[start:end] took ``tokens``; how many times that was expected."""
         first, last = start // GRID, -(-end // GRID)
-        own = self._gain * (self._sums[last] - self._sums[first])
-        other = 0.0 if self._other is None else self._other_gain * (self._other[last] - self._other[first])
-        expected = own + other
+        own = expected = self._gain * (self._sums[last] - self._sums[first])
+        other = 0.0
+        if self._other is not None:
+            other = self._other_gain * (self._other[last] - self._other[first])
+            expected = own + other
         excess = expected / (tokens or 1)
-        self._lessons += 1
-        if 1 / _FAR_OFF < excess < _FAR_OFF:
-            step = max(_STEP, 1 / self._lessons)
+        self._lessons = lessons = self._lessons + 1
+        if _FAR_UNDER < excess < _FAR_OFF:
+            step = _STEP if lessons * _STEP > 1 else 1 / lessons
         else:  # far off: follow at once
             excess = min(max(excess, 1 / _MOST_EXCESS), _MOST_EXCESS)
             step = 1.0

@@ -53,6 +53,8 @@ class Outline:
         Headings that follow each other directly are one stretch; one that begins at ``start`` counts from
         there.
         """
+        if not self._starts:
+            return (-1, -1)
         last = bisect_left(self._starts, end) - 1
         if last < 0 or self._starts[last] < start:
             return (-1, -1)

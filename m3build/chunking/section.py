@@ -52,6 +52,7 @@ def cut_section(
     begin, stop = span
     title, title_tokens, lead = "", 0, ""
     chunks: list[Chunk] = []
+    far = _MOST_CHARACTERS * limit
     found = _INK.search(text, begin, stop)
     while found:
         start = found.start()
@@ -59,7 +60,7 @@ def cut_section(
             title, title_tokens = yield from titles.title_at(start)
             lead = f"{title}\n" if title else ""
         window = _AIM * (limit - title_tokens)
-        if stop - start < _MOST_CHARACTERS * limit:
+        if stop - start < far:
             rest = forecast.tokens(start - begin, stop - begin)
             if window < rest < window / _SHARE:
                 window = _SHARE * rest

@@ -24,7 +24,7 @@ _WIDE_STOPS = (
 _SENTENCE = re.compile(rf"[.!?{_WIDE_STOPS}](?:(?<![.!?])[.!?{_WIDE_STOPS}]*|(?={_CLOSING}\s)){_CLOSING}")
 _SENTENCE_ASCII = re.compile(rf"[.!?](?={_CLOSING}\s){_CLOSING}", re.ASCII)
 _CLAUSE = re.compile(rf"[,;:、，：､،؛፣፤—](?:(?<![,;:])|(?={_CLOSING}\s)){_CLOSING}")
-_WORD_BEFORE = re.compile(r"[\w.&’'-]*\Z")
+_WORD_BACKWARDS = re.compile(r"[\w.&’'-]*")
 _DOTTED = re.compile(r"(?:\w\.)+\w\Z|[^\W\d_]\Z")  # e.g, U.S, and initials
 _NEXT_WORD_AHEAD, _WORD_BEHIND = 64, 16
 _ABBREVIATIONS = frozenset(
@@ -71,8 +71,9 @@ def _ends_sentence(text: str, stop: int, end: int) -> bool:
         return False
     if character != "." or text[stop - 1 : stop] == ".":
         return True
-    found = _WORD_BEFORE.search(text, max(0, stop - _WORD_BEHIND), stop)
-    word = found[0] if found else ""
+    # Read backwards: forwards, the search would begin anew at every character.
+    found = _WORD_BACKWARDS.match(text[max(0, stop - _WORD_BEHIND) : stop][::-1])
+    word = found[0][::-1] if found else ""
     if word.isdigit():  # the number of a list item stands alone at the start of its line
         first = max(0, stop - _WORD_BEHIND)
         line = text[first : stop - len(word)].rstrip(" \t")

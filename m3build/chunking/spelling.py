@@ -43,10 +43,11 @@ class Spelling:
     def __init__(self, tokenizer: Tokenizer) -> None:
         pieces = _pieces(tokenizer)
         self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
-        self._lengths = np.array([len(piece) for piece in pieces], np.int32)
-        self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
+        self._lengths = np.array([len(piece) for piece in pieces], np.intp)
+        self._starts = self._lengths.cumsum() - self._lengths
         ids = np.array(tokenizer.encode(_PROBE, add_special_tokens=False).ids, np.int32)
-        spelled = self._spell(ids).tobytes()
+        lengths = self._lengths[ids]
+        spelled = self._spell(ids, lengths, lengths.cumsum())
         self._leads = spelled[:1] == b" "
         self._collapses = b"  " not in spelled
         self.is_lossless = self.ends([_PROBE], ids, np.array([ids.size])) != [None]
@@ -60,20 +61,23 @@ class Spelling:
         ``ids`` are those of all texts one after the other, ``counts`` how many each text has.
         """
         joint = (" " + " ".join(texts) if self._leads else "".join(texts)).encode()
-        raw = np.frombuffer(joint, np.uint8)
-        kept = self._kept(raw)
-        token_ends = np.cumsum(self._lengths[ids], dtype=np.int32)
-        behind = np.cumsum(counts)
-        # In characters, each text with its leading space: where texts end, and which character a byte
-        # belongs to.
-        text_ends = np.cumsum([len(text) + self._leads for text in texts])
-        character = None if raw.size == text_ends[-1] else np.cumsum((raw & 0xC0) != 0x80, dtype=np.int32) - 1
-        if counts.all() and np.array_equal(self._spell(ids), raw if kept is None else raw[kept]):
-            last_bytes = token_ends - 1 if kept is None else kept[token_ends - 1]
-            ends = (last_bytes if character is None else character[last_bytes]) + 1
-            if np.array_equal(ends[behind - 1], text_ends):
-                firsts = np.repeat(text_ends - np.diff(text_ends, prepend=0) + self._leads, counts)
-                return list(split_flat(np.maximum(ends - firsts, 1), behind))
+        lengths = self._lengths[ids]
+        token_ends = lengths.cumsum()
+        behind = counts.cumsum()
+        # In characters, each text with its leading space: where texts end.
+        sizes = np.array([len(text) + self._leads for text in texts])
+        text_ends = sizes.cumsum()
+        kept = self._kept(joint)
+        if counts.all() and self._spell(ids, lengths, token_ends) == (
+            joint if kept is None else np.frombuffer(joint, np.uint8)[kept].tobytes()
+        ):
+            ends = token_ends if kept is None else kept[token_ends - 1] + 1
+            if len(joint) != text_ends[-1]:
+                # Which character, counted from 1, each byte belongs to.
+                ends = np.cumsum((np.frombuffer(joint, np.uint8) & 0xC0) != 0x80)[ends - 1]
+            if (ends[behind - 1] == text_ends).all():
+                ends = ends - (text_ends - sizes + self._leads).repeat(counts)
+                return list(split_flat(np.maximum(ends, 1, out=ends), behind))
         if len(texts) == 1:
             return [None]
         return [
@@ -81,24 +85,24 @@ class Spelling:
             for text, end, count in zip(texts, behind, counts, strict=True)
         ]
 
-    def _spell(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-        """The bytes of tokens, one after the other."""
-        lengths = self._lengths[ids]
-        behind = np.cumsum(lengths, dtype=np.int32)
-        places = np.arange(behind[-1] if ids.size else 0, dtype=np.int32) + np.repeat(
-            self._starts[ids] - behind + lengths, lengths
-        )
-        spelled: npt.NDArray[np.uint8] = self._bytes[places]
+    def _spell(
+        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
+    ) -> bytes:
+        """The bytes of tokens, one after the other; ``lengths`` has how many each one has, ``ends`` the sums
+        up to it."""
+        places = (self._starts[ids] - ends + lengths).repeat(lengths)
+        places += np.arange(len(places))
+        spelled: bytes = self._bytes[places].tobytes()
         return spelled
 
-    def _kept(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32] | None:
+    def _kept(self, joint: bytes) -> npt.NDArray[np.intp] | None:
         """Places of the bytes that are spelled: all (None), or of a run of spaces the last one."""
-        if not self._collapses:
+        if not self._collapses or b"  " not in joint:
             return None
-        space = raw == _SPACE
-        dropped = np.zeros(raw.size, np.bool_)
-        np.logical_and(space[:-1], space[1:], out=dropped[:-1])
-        return np.flatnonzero(~dropped).astype(np.int32)
+        space = np.frombuffer(joint, np.uint8) == _SPACE
+        np.logical_and(space[:-1], space[1:], out=space[:-1])
+        space[-1] = False
+        return np.flatnonzero(~space)
 
 
 def split_flat(flat: npt.NDArray[Any], behind: npt.NDArray[np.int64]) -> Iterator[array[int]]:
