@@ -26,8 +26,8 @@ from m3build_formats.bank import read_manifest
 
 IN_BANK = 12
 # Characters of each story of the bank, and of those held out: float64 in Python is slow.
-IN_BANK_CHARACTERS = 180
-HELD_OUT_CHARACTERS = (190, 330)
+IN_BANK_CHARACTERS = 120
+HELD_OUT_CHARACTERS = (200, 300)
 QUERY = 64
 
 
@@ -151,7 +151,7 @@ def test_each_way_has_the_losses_of_the_transcription(place: Place) -> None:
             )
         # Windows of different lengths, and chunks that read something.
         assert len({len(read.window.ids) for read in reads}) > 1
-        assert sum(len(some) for read in reads for some in read.found) > 4
+        assert sum(len(some) for read in reads for some in read.found) >= 4
         assert all(len(read.found[0]) == 0 for read in reads)
         measured = meter.measure(reads)
         slow = Slow(meter, bank, place.model)
