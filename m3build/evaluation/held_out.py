@@ -85,7 +85,11 @@ def _tokenized(
     sources: Sequence[str | os.PathLike[str]], options: SourceOptions, tokenizer: Any, progress: Progress
 ) -> Iterator[HeldOut]:
     for document in _read(sources, options, progress):
-        ids = tokenizer.encode(document.text, add_special_tokens=False) if document.text.strip() else []
+        ids = (
+            tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
+            if document.text.strip()
+            else []
+        )
         if ids:
             yield HeldOut(document.id, len(document.text), tuple(ids))
 
