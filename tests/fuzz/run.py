@@ -84,16 +84,27 @@ def _run(command: list[str], notes: Path, log: Path) -> int:
         # A worker that ends suddenly leaves its files where they go with ours.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        seen, since = b"", time.monotonic()
+        seen, since = (b"", b""), time.monotonic()
         while process.poll() is None:
             time.sleep(0.05)
             with notes.open("rb") as file:
-                now = file.read(8)
+                now = (file.read(8), _work_of(process.pid))
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > PATIENCE_SECONDS:
                 process.kill()
         return process.wait()
+
+
+def _work_of(process: int) -> bytes:
+    """Changes for as long as a process gets on, however slowly a busy machine lets it, and while it is
+    stopped from outside; the same where it waits for something, or where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return b""
+    stopped = repr(time.monotonic()).encode() if fields[0] in (b"T", b"t") else b""
+    return b" ".join([*fields[11:13], stopped])
 
 
 def _children_seconds() -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import run
 from mutate import LARGEST, mutate
 from run import NAMES, fuzz
 
@@ -65,3 +67,22 @@ def test_what_ends_a_worker_is_a_finding(code: str, words: str, tmp_path: Path) 
     ((found, data),) = fuzz("any", "own", 1, 60, 1, worker).findings.items()
     assert words in found
     assert data == b"the input"
+
+
+WAITS = "import time; time.sleep(60)"
+COMPUTES = "import time\nend = time.process_time() + 1\nwhile time.process_time() < end: pass"
+IS_STOPPED = """
+import os, signal, subprocess
+subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("code", "end"), [(WAITS, -signal.SIGKILL), (COMPUTES, 0), (IS_STOPPED, 0)])
+def test_only_a_worker_that_waits_is_taken_for_one_that_hangs(
+    code: str, end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PATIENCE_SECONDS", 0.5)
+    (tmp_path / "notes").write_bytes(bytes(run.NOTES_BYTES))
+    assert run._run([sys.executable, "-c", code], tmp_path / "notes", tmp_path / "log") == end
