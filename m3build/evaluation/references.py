@@ -196,16 +196,16 @@ def read_fixed(path: Path) -> Fixed:
             continue
         try:
             record = json.loads(line)
-            document, chunk, listed = record["document"], record["chunk"], record["references"]
-            right = (
-                isinstance(document, str)
-                and type(chunk) is int
-                and isinstance(listed, list)
-                and all(isinstance(item, str) for item in listed)
-            )
-        except (ValueError, KeyError, TypeError):
-            right = False
-        if not right:
+        except ValueError:
+            record = None
+        found = record if isinstance(record, dict) else {}
+        document, chunk, listed = (found.get(key) for key in ("document", "chunk", "references"))
+        if (
+            not isinstance(document, str)
+            or type(chunk) is not int
+            or not isinstance(listed, list)
+            or not all(isinstance(item, str) for item in listed)
+        ):
             raise InputError(
                 f"{path}, line {number}: is no object with a document id, a chunk number and a list of "
                 "references by id"
