@@ -92,7 +92,7 @@ def load_shape(
     Raises what :func:`load_model` raises for the same reasons.
     """
     source = find_model(name, trust_remote_code=trust_remote_code, weights=False)
-    facts, shape, _ = _shape_of(source, request, trust_remote_code)
+    facts, shape, _ = shape_of(source, request, trust_remote_code)
     return facts, shape
 
 
@@ -114,24 +114,22 @@ def load_model(
     architecture that cannot write memories), CorruptError (weights missing or broken), ResourceError (hub or
     memory out of reach).
     """
+    from transformers import AutoModel
+
     bound_kernel_caches()
     source = find_model(name, trust_remote_code=trust_remote_code)
     place = choose_device(device)
     number = choose_dtype(dtype, place)
-    facts, shape, config = _shape_of(source, request, trust_remote_code)
+    facts, shape, config = shape_of(source, request, trust_remote_code)
     rope = rope_settings(config)
     depth = shape.memory_layers[-1] + 1
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
         config.layer_types = list(config.layer_types)[:depth]
-    with _quiet():
-        tokenizer = _load_tokenizer(source, trust_remote_code)
-    if len(tokenizer) > facts.vocab_size:
-        raise MismatchError(
-            f"{source.name}: the tokenizer has {len(tokenizer)} tokens, the model {facts.vocab_size}."
-        )
-    with _quiet():
-        base = _load_base(source, config, place, number, depth, trust_remote_code)
+    with quiet():
+        tokenizer = model_tokenizer(source, trust_remote_code)
+        check_vocabulary(tokenizer, facts)
+        base = load_weights(AutoModel, source, config, place, number, trust_remote_code)
     layer_facts, values = probe(base, tokenizer, facts, shape, place)
     return LoadedModel(
         base=base,
@@ -148,12 +146,12 @@ def load_model(
     )
 
 
-def _shape_of(
+def shape_of(
     source: ModelSource, request: ShapeRequest | None, trust_remote_code: bool
 ) -> tuple[ModelFacts, MemoryShape, Any]:
     from transformers import AutoConfig
 
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(
                 source.directory, trust_remote_code=trust_remote_code, local_files_only=True
@@ -171,11 +169,11 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer of a transformers directory or hub id, as :func:`load_model` gives it. Raises UsageError
     (no such model, no fast tokenizer), ResourceError."""
     source = find_model(name, weights=False)
-    with _quiet():
-        return _load_tokenizer(source, trust_remote_code=False)
+    with quiet():
+        return model_tokenizer(source, trust_remote_code=False)
 
 
-def _load_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
+def model_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
     """The tokenizer of a model directory: ``tokenizer.json`` exactly as it stands where there is one.
 
     AutoTokenizer rather goes by the architecture, and its classes rebuild and amend what the file says,
@@ -200,19 +198,28 @@ def _load_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_base(
+def check_vocabulary(tokenizer: Any, facts: ModelFacts) -> None:
+    """Raises MismatchError for a tokenizer with ids that the model does not have."""
+    if len(tokenizer) > facts.vocab_size:
+        raise MismatchError(
+            f"{facts.name}: the tokenizer has {len(tokenizer)} tokens, the model {facts.vocab_size}."
+        )
+
+
+def load_weights(
+    kind: Any,
     source: ModelSource,
     config: Any,
     device: torch.device,
     dtype: torch.dtype,
-    depth: int,
     trust_remote_code: bool,
-) -> torch.nn.Module:
+) -> Any:
+    """The model of an auto class (``kind``) in eval mode. Raises CorruptError, ResourceError or MismatchError
+    as :func:`load_model` does."""
     from safetensors import SafetensorError
-    from transformers import AutoModel
 
     try:
-        base, info = AutoModel.from_pretrained(
+        model, info = kind.from_pretrained(
             source.directory,
             config=config,
             dtype=dtype,
@@ -221,8 +228,8 @@ def _load_base(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        _trim(base, depth)
-        base = base.to(device)
+        _trim(model.base_model, config.num_hidden_layers)
+        model = model.to(device)
     except SafetensorError as error:
         raise CorruptError(f"{source.name}: a weight file is broken: {_first_line(error)}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -237,7 +244,7 @@ def _load_base(
             f"{source.name}: the weight files lack {len(missing)} of the tensors that its config asks for,"
             f" such as {missing[0]}."
         )
-    return base.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _trim(base: torch.nn.Module, depth: int) -> None:
@@ -272,7 +279,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers says nothing on standard error while inside: what matters becomes an error, the rest is
     noise in a build's log."""
     from transformers.utils import logging as transformers_logging

@@ -8,9 +8,12 @@ Only types are checked here; whether the model has the layers and heads is for
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m3build_formats.atomic import resource_errors
 from m3build_formats.errors import UsageError
 
 MEMORY3_FILE = "memory3.json"
@@ -48,6 +51,21 @@ def read_memory3(directory: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: unknown key '{key}'; there are {', '.join(MEMORY3_KEYS)}.")
         _check_stored(path, key, value)
     return stored
+
+
+def write_memory3(directory: Path, values: Mapping[str, Any]) -> Path:
+    """Make ``memory3.json`` in a model directory say these, and nothing else; returns its path. It is there
+    whole or as it was. Raises UsageError for values that could not be read back, ResourceError."""
+    path = directory / MEMORY3_FILE
+    for key, value in values.items():
+        if key not in MEMORY3_KEYS:
+            raise UsageError(f"{path}: unknown key '{key}'; there are {', '.join(MEMORY3_KEYS)}.")
+        _check_stored(path, key, value)
+    temporary = path.with_name(f".{MEMORY3_FILE}.{os.getpid()}")
+    with resource_errors(f"writing {path}"):
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    return path
 
 
 def _check_stored(path: Path, key: str, value: Any) -> None:
