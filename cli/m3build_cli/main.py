@@ -26,6 +26,7 @@ COMMANDS = {
     "info": "What a bank holds and what it was made with.",
     "show": "One chunk: text, sources, kept tokens.",
     "search": "Find chunks by text.",
+    "calibrate": "Find the layers and heads in which a model can read memories.",
     "verify": "Check that a bank is what its manifest says.",
     "eval": "What a bank is worth: loss with its memories, retrieval, cost; a gate for CI.",
     "log": "The versions of a bank and what each changed.",
