@@ -1,0 +1,129 @@
+"""Batches of both stages. A batch follows from the seed and the number of its step alone, so that training
+goes on after an interruption as if there had been none.
+
+Stage 1, the warm-up, is ordinary training, but every second row is a passage followed by its pieces in
+another order: copying within the context is what reading a memory is made of.
+
+Stage 2 is training with memory (Memory³ §3.6). What a row reads is drawn by these shares:
+
+- ``retrieved``: each query chunk reads what the chunk before it retrieved, and what the four before that did;
+- ``earlier``: memories of the document's own earlier text, which is no longer in the context;
+- ``passage``: the same as retrieved, but the first reference of each chunk holds the chunk itself. It cannot
+  happen in use, and teaches reading at once;
+- ``nothing``: the reference BOS alone.
+
+And every fifth step is one of stage 1, so that the model does not get worse at plain context: then a gain
+with memory would be the memory format's and not the memory's.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+
+from examples.teach_memory.corpus import PIECE, Retrieval, Split
+from examples.teach_memory.memory_pass import IGNORED, Batch
+from m3build.calibration import repeat_passages
+from m3build.model.causal import CausalModel
+
+SHARES = {"retrieved": 0.35, "earlier": 0.4, "passage": 0.15, "nothing": 0.1}
+READ_BACK = 5
+PLAIN_EVERY = 5
+PIECE_SIZES = (8, 16, 32)
+
+
+class Batches:
+    """Makes batches of ``rows`` contexts of ``context`` tokens (BOS included)."""
+
+    def __init__(
+        self, model: CausalModel, split: Split, retrieval: Retrieval, rows: int, context: int, seed: int
+    ) -> None:
+        self._model, self._split, self._retrieval = model, split, retrieval
+        self._rows, self._context, self._seed = rows, context, seed
+        self._found: dict[int, list[list[int]]] = {}
+        self._long = [n for n, ids in enumerate(split.train) if len(ids) > PIECE]
+
+    def warm_up(self, step: int) -> Batch:
+        """An ordinary batch; every second row is a repeated passage."""
+        random = Random(f"{self._seed}/warm-up/{step}")
+        opening = list(self._model.bos)
+        half = (self._context - len(opening)) // 2
+        generator = torch.Generator().manual_seed(random.getrandbits(32))
+        enough = [n for n in self._long if len(self._split.train[n]) >= half]
+        rows = []
+        for row in range(self._rows):
+            if row % 2 and enough:
+                document = self._split.train[random.choice(enough)]
+                start = random.randrange(len(document) - half + 1)
+                passage = torch.tensor([document[start : start + half]])
+                repeats = repeat_passages(passage, random.choice(PIECE_SIZES), generator)
+                rows.append(repeats.rows(opening)[0].tolist())
+            else:
+                document = self._split.train[random.choice(self._long)]
+                start = random.randrange(-(-len(document) // PIECE)) * PIECE
+                rows.append(opening + document[start : start + self._context - len(opening)])
+        return Batch(*padded(rows), plain=True)
+
+    def with_memory(self, step: int) -> Batch:
+        """A batch of stage 2."""
+        if step % PLAIN_EVERY == PLAIN_EVERY - 1:
+            return self.warm_up(step)
+        random = Random(f"{self._seed}/memory/{step}")
+        opening = list(self._model.bos)
+        chunks = -(-self._context // PIECE)
+        # References by their ids: each is written once, whoever reads it.
+        numbers: dict[tuple[int, ...], int] = {}
+        rows, reads = [], []
+        for kind in random.choices(list(SHARES), list(SHARES.values()), k=self._rows):
+            number = random.choice(self._long)
+            document = self._split.train[number]
+            # At least one piece of text is left to predict, and one to remember.
+            start = random.randrange(kind == "earlier", max(2, len(document) // PIECE)) * PIECE
+            rows.append(opening + document[start : start + self._context - len(opening)])
+            read = [self._read(kind, number, start, chunk, random) for chunk in range(chunks)]
+            reads.append(
+                [[numbers.setdefault(tuple(ids), len(numbers)) for ids in references] for references in read]
+            )
+        most = max(1, *(len(read) for row in reads for read in row))
+        table = torch.tensor([[read + [-1] * (most - len(read)) for read in row] for row in reads])
+        return Batch(*padded(rows), references=list(numbers), reads=table)
+
+    def _read(self, kind: str, number: int, start: int, chunk: int, random: Random) -> list[list[int]]:
+        """The references that a query chunk of a context from ``start`` reads."""
+        document = self._split.train[number]
+        size = self._model.shape.reference_tokens
+        if kind == "nothing":
+            return []
+        if kind == "earlier":
+            return earlier_references(document, start, size)
+        if number not in self._found:
+            self._found[number] = self._retrieval.best(document, number)
+        piece = start // PIECE + chunk
+        found = self._found[number]
+        chunks_before = range(piece - 1, max(start // PIECE, piece - READ_BACK) - 1, -1)
+        read = [
+            self._split.references[found[before][0]]
+            for before in chunks_before
+            if before < len(found) and found[before]
+        ]
+        if kind == "passage":
+            first = max(0, piece * PIECE - random.randrange(size - PIECE + 1))
+            own = document[first : first + size]
+            read = ([own] if own else []) + read[: READ_BACK - 1]
+        return read
+
+
+def earlier_references(document: list[int], start: int, size: int) -> list[list[int]]:
+    """A document's text before ``start`` as references, at most five, the nearest first."""
+    ends = range(start, 0, -size)[:READ_BACK]
+    return [document[max(0, end - size) : end] for end in ends]
+
+
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as ids and labels. Padding stands on the right, where causal attention does not see it."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORED)
+    for row, own in enumerate(rows):
+        ids[row, : len(own)] = labels[row, : len(own)] = torch.tensor(own)
+    return ids, labels
