@@ -162,6 +162,8 @@ def _rows(codec: Codec, count: int, random: np.random.Generator) -> Iterator[np.
         positions = np.sort(random.integers(0, 128 // slots, (n, heads, slots), np.uint8), axis=2)
         positions += np.arange(slots, dtype=np.uint8) * (128 // slots)
         used = np.where(random.random((n, heads)) < 0.2, random.integers(0, slots, (n, heads)), slots)
+        # A row of which no head kept a token would have no memory yet.
+        used[:, 0] = np.maximum(used[:, 0], 1)
         unused = np.arange(slots) >= used[:, :, None]
         positions[unused] = UNUSED_SLOT
         for side in codec.places:

@@ -33,9 +33,10 @@ def write_corpus(directory: Path) -> Path:
 
 
 def build(corpus: Path | list[Path], bank: Path, model: Path, **options: Any) -> Any:
-    """Compile with small shards, and with a codec that is trained at once unless another is named."""
+    """Compile with small shards. A new bank gets a codec that is trained at once unless another is named."""
     listed = corpus if isinstance(corpus, list) else [corpus]
-    return compile_bank(listed, bank, model=str(model), **{"shard_chunks": 8, "codec": "SQ8", **options})
+    first = {} if (bank / "versions").exists() else {"codec": "SQ8"}
+    return compile_bank(listed, bank, model=str(model), **{"shard_chunks": 8, **first, **options})
 
 
 def data_files(bank: Path) -> dict[str, bytes]:

@@ -202,7 +202,8 @@ def _memories(random: Random, shape: Shape, chunks: list[ChunkRow]) -> NDArray[n
             size = 2 * len(of_layer) * shape.slots * shape.vector
             codes = row[start : start + size].reshape(2, len(of_layer), shape.slots, shape.vector)
             for number in range(len(of_layer)):
-                used = random.randint(0, min(shape.slots, chunk.tokens))
+                # A row of which no head kept a token would have no memory yet.
+                used = random.randint(0 if head else 1, min(shape.slots, chunk.tokens))
                 positions[head, :used] = sorted(random.sample(range(chunk.tokens), used))
                 drawn = random.randbytes(2 * used * shape.vector)
                 codes[:, number, :used] = np.frombuffer(drawn, np.uint8).reshape(2, used, shape.vector)

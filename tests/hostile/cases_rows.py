@@ -174,8 +174,8 @@ add(
     "memories of which no head kept a token",
     lambda forge: _memory(forge, _nothing_kept),
     error="",
-    verified=True,
-    commands=True,
+    # Such rows are cold, and the manifest says that none is.
+    verified=False,
 )
 
 
