@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-UNTRAINED = "A model that was never trained to read memories gains nothing from them."
+UNTRAINED = "A model that was never trained to read memories seldom gains from them."
 
 
 def conclude(results: Mapping[str, Any]) -> str:
