@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "corpus" / "notes"
 
 
 def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
@@ -18,7 +19,7 @@ def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
             sys.executable,
             str(ROOT / "examples" / "read_while_generating.py"),
             str(tiny_llama),
-            str(ROOT / "examples" / "corpus"),
+            str(FOLDER),
             str(tmp_path / "bank"),
             prompt,
         ],
@@ -33,4 +34,4 @@ def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
     assert len(generation) > len(prompt) + 10
     lines = read.strip().splitlines()
     assert 1 <= len(lines) <= 5
-    assert all((ROOT / "examples" / "corpus" / line.split()[1].rstrip(":")).exists() for line in lines)
+    assert all((FOLDER / line.split()[1].rstrip(":")).exists() for line in lines)
