@@ -34,4 +34,6 @@ def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
     assert len(generation) > len(prompt) + 10
     lines = read.strip().splitlines()
     assert 1 <= len(lines) <= 5
-    assert all((FOLDER / line.split()[1].rstrip(":")).exists() for line in lines)
+    # A document's id starts with the file that it stands in.
+    files = tuple(path.name for path in FOLDER.iterdir())
+    assert all(line.split()[1].startswith(files) for line in lines)
