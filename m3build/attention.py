@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -101,6 +101,19 @@ class Reading:
     last_position: int
     memories: Mapping[int, LayerMemory]
     layout: ChunkLayout | None
+    # By mask: what it hides, which is the same in all layers that share it.
+    _hidden: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=dict)
+
+    def hidden(self, attention_mask: torch.Tensor, seen: int) -> torch.Tensor | None:
+        """Bool (B, 1, 1, T, S), True where a token may not attend to one of the ``seen`` context tokens; None
+        where nothing is hidden."""
+        # The mask is kept too, so that its identity is not given to another.
+        mask, found = self._hidden.get(id(attention_mask), (None, None))
+        if mask is None:
+            own = attention_mask[:, :, None, :, :seen]
+            found = None if bool(own.all()) else ~own
+            self._hidden[id(attention_mask)] = attention_mask, found
+        return found
 
 
 @contextmanager
@@ -141,7 +154,8 @@ def _attention(
     if memory is not None and what.layout is not None:
         parts.insert(0, _MemoryPart(memory, what.layout, grouped))
     logits = _Logits(scale, rest.get("softcap"), dropout if module.training else 0.0)
-    out = _one_softmax(grouped, parts, key, value, attention_mask, logits)
+    hidden = what.hidden(attention_mask, key.shape[2])
+    out = _one_softmax(grouped, parts, key, value, hidden, logits)
     return out.view(rows, heads, tokens, d).transpose(1, 2).contiguous(), None
 
 
@@ -166,15 +180,14 @@ class _MemoryPart:
         products = queries.reshape(rows, chunks, kv_heads, group * width, d) @ keys.transpose(-1, -2)
         n = keys.shape[3]
         self.logits = self._back(products.view(rows, chunks, kv_heads, group, width, n))
-        # (B, Hkv, 1, T, N): used slots of the memories that the token's chunk reads.
-        mask = memory.mask
-        # (B, 1, 1, T, 1): tokens that read anything.
-        self._reads = (layout.chunk_of >= 0)[:, None, None, :, None]
+        # (B, Hkv, 1, T, N): all but used slots of the memories that the token's chunk reads.
         if layout.plain:
-            self.mask = mask[:, 0, :, None, None, :]
+            self.hidden = ~memory.mask[:, 0, :, None, None, :]
         else:
-            at = layout.chunk_of.clamp(min=0)[:, :, None, None].expand(-1, -1, *mask.shape[2:])
-            self.mask = mask.gather(1, at).permute(0, 2, 1, 3)[:, :, None] & self._reads
+            # (B, 1, 1, T, 1): tokens that read nothing.
+            self._idle = (layout.chunk_of < 0)[:, None, None, :, None]
+            at = layout.chunk_of.clamp(min=0)[:, :, None, None].expand(-1, -1, *memory.mask.shape[2:])
+            self.hidden = ~memory.mask.gather(1, at).permute(0, 2, 1, 3)[:, :, None] | self._idle
 
     def weighed(self, weights: torch.Tensor) -> torch.Tensor:
         """Weights (B, Hkv, G, T, N) times values: (B, Hkv, G, T, d)."""
@@ -184,7 +197,7 @@ class _MemoryPart:
         products = queries.reshape(rows, chunks, kv_heads, group * width, n) @ values
         found = self._back(products.view(rows, chunks, kv_heads, group, width, values.shape[-1]))
         # A token that reads nothing was given another's sum.
-        return found if self._layout.plain else found.masked_fill(~self._reads, 0)
+        return found if self._layout.plain else found.masked_fill(self._idle, 0)
 
     def _regroup(self, by_token: torch.Tensor) -> torch.Tensor:
         """(B, Hkv, G, T, x) → (B, C, Hkv, G, W, x)."""
@@ -211,22 +224,31 @@ class _BosPart:
     """The same over the reference BOS."""
 
     def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, grouped: torch.Tensor, mask: torch.Tensor
+        self, keys: torch.Tensor, values: torch.Tensor, grouped: torch.Tensor, hidden: torch.Tensor | None
     ) -> None:
         self._values = values.to(grouped.dtype)
-        self.logits = grouped @ keys.to(grouped.dtype).transpose(-1, -2)[:, :, None]
-        self.mask = mask
+        self.logits = _times(grouped, keys.to(grouped.dtype).transpose(-1, -2))
+        self.hidden = hidden
 
     def weighed(self, weights: torch.Tensor) -> torch.Tensor:
         """Weights (B, Hkv, G, T, b) times values."""
-        return weights @ self._values[:, :, None]
+        return _times(weights, self._values)
 
 
 def _bos_part(what: Reading, layer: int, grouped: torch.Tensor, window: int | None) -> _BosPart:
-    places = torch.arange(what.bos.tokens, device=grouped.device)
-    apart = what.positions[:, :, None] - places
-    seen = torch.ones_like(apart, dtype=torch.bool) if window is None else apart < window
-    return _BosPart(what.bos.keys[layer], what.bos.values[layer], grouped, seen[:, None, None])
+    hidden = None
+    if window is not None and what.last_position >= window:
+        places = torch.arange(what.bos.tokens, device=grouped.device)
+        hidden = (what.positions[:, :, None] - places >= window)[:, None, None]
+    return _BosPart(what.bos.keys[layer], what.bos.values[layer], grouped, hidden)
+
+
+def _times(grouped: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """(B, Hkv, G, T, x) times (B or 1, Hkv, x, y): (B, Hkv, G, T, y). The query heads of a group stand beside
+    its tokens, as rows of one product; broadcast, a product would copy the matrix for each of them."""
+    rows, kv_heads, group, tokens, x = grouped.shape
+    product = grouped.reshape(rows, kv_heads, group * tokens, x) @ matrix
+    return product.view(rows, kv_heads, group, tokens, matrix.shape[-1])
 
 
 def _one_softmax(
@@ -234,38 +256,45 @@ def _one_softmax(
     parts: Sequence[_MemoryPart | _BosPart],
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    hidden: torch.Tensor | None,
     how: _Logits,
 ) -> torch.Tensor:
     """(B, Hkv, G, T, d): the values of all parts and of the context, weighed by one softmax."""
     rows, kv_heads, group, tokens, _ = grouped.shape
-    beside = torch.cat([part.logits for part in parts], dim=-1)
-    masks = [part.mask.expand(*part.logits.shape) for part in parts]
-    beside_mask = torch.cat(masks, dim=-1)
-    count, seen = beside.shape[-1], key.shape[2]
+    beside = [_visible(part.logits, part.hidden, how) for part in parts]
+    sizes = [part.shape[-1] for part in beside]
+    count, seen = sum(sizes), key.shape[2]
     block = max(1, _MOST_LOGITS // max(1, rows * kv_heads * group * (seen + count)))
-    keys, values = key.transpose(-1, -2)[:, :, None], value[:, :, None]
+    keys = key.transpose(-1, -2)
+    blocks: list[torch.Tensor] = []
     weights_beside: list[torch.Tensor] = []
-    outputs: list[torch.Tensor] = []
     for start in range(0, tokens, block):
         here = slice(start, start + block)
-        own_mask = attention_mask[:, :, None, here, :seen]
-        own = grouped[:, :, :, here] @ keys
-        logits = torch.cat([beside[:, :, :, here], own], dim=-1).float() * how.scaling
-        mask = torch.cat([beside_mask[:, :, :, here], own_mask.expand_as(own)], dim=-1)
-        if how.softcap is not None:
-            logits = torch.tanh(logits / how.softcap) * how.softcap
-        # A finite floor: a padding token may see nothing at all, and must not become NaN.
-        logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
-        weights = drop(logits.softmax(-1), how.dropout, training=how.dropout > 0).to(grouped.dtype)
+        own_hidden = None if hidden is None else hidden[:, :, :, here]
+        own = _visible(_times(grouped[:, :, :, here], keys), own_hidden, how)
+        logits = torch.cat([*(part[:, :, :, here] for part in beside), own], dim=-1)
+        weights = logits.softmax(-1)
+        if how.dropout:
+            weights = drop(weights, how.dropout)
+        weights = weights.to(grouped.dtype)
         weights_beside.append(weights[..., :count])
-        outputs.append(weights[..., count:] @ values)
-    out = torch.cat(outputs, dim=3) if len(outputs) > 1 else outputs[0]
+        blocks.append(_times(weights[..., count:], value))
+    out = torch.cat(blocks, dim=3) if len(blocks) > 1 else blocks[0]
     weights = torch.cat(weights_beside, dim=3) if len(weights_beside) > 1 else weights_beside[0]
-    sizes = [part.logits.shape[-1] for part in parts]
     for part, own_weights in zip(parts, torch.split(weights, sizes, dim=-1), strict=True):
         out = out + part.weighed(own_weights)
     return out
+
+
+def _visible(products: torch.Tensor, hidden: torch.Tensor | None, how: _Logits) -> torch.Tensor:
+    """Float32 logits of products of queries and keys (B, Hkv, G, T, n)."""
+    logits = products.float() * how.scaling
+    if how.softcap is not None:
+        logits = torch.tanh(logits / how.softcap) * how.softcap
+    if hidden is None:
+        return logits
+    # A finite floor: a padding token may see nothing at all, and must not become NaN.
+    return logits.masked_fill(hidden, torch.finfo(torch.float32).min)
 
 
 def _check_window(module: torch.nn.Module, layer: int, window: int | None, what: Reading) -> None:

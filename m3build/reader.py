@@ -129,6 +129,7 @@ class Reader:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._read(*args, **kwargs)
 
+        self._reference_bos()
         base.forward = forward
         base.m3build_reader = self
 

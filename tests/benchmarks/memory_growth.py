@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -118,12 +119,13 @@ run(sys.argv[2:])
 
 
 def peak_of_build(
-    source: Path, bank: Path, model: Path, shard_chunks: int | None, log: Path
+    source: Path, bank: Path, model: Path, shard_chunks: int | None, log: Path, options: Sequence[str] = ()
 ) -> tuple[int, float]:
     """Peak resident bytes and seconds of ``m3build compile`` in a process of its own."""
     peak = log.with_suffix(".peak")
     command = [sys.executable, "-c", CHILD, str(peak), "compile", str(source), "-o", str(bank)]
     command += ["--model", str(model), "--sparse-tokens", "2", "--progress", "lines", "--json"]
+    command += options
     if shard_chunks:
         command += ["--shard-chunks", str(shard_chunks)]
     began = time.perf_counter()
