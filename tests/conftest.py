@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The cores are taken by other tests: threads that wait for each other would only slow all down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+_SHARED_MEMORY = Path("/dev/shm")
+_SPACE = 4 << 30
+if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _SPACE:
+    # Banks are synced to disk file by file, and tests make thousands of them: there it costs nothing.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_SHARED_MEMORY))
 
 
 @pytest.fixture(scope="session")
