@@ -173,8 +173,10 @@ def _nothing_kept(codes: np.ndarray, kept: np.ndarray) -> None:
 add(
     "memories of which no head kept a token",
     lambda forge: _memory(forge, _nothing_kept),
-    error="",
     # Such rows are cold, and the manifest says that none is.
+    error="MismatchError",
+    step="read",
+    words="has no memory yet",
     verified=False,
 )
 

@@ -157,6 +157,25 @@ def _show(bank: Bank) -> Iterator[object]:
             yield from ((head, facts.kept_tokens(*head)) for head in facts.heads if facts.kept is not None)
 
 
+def _read(bank: Bank) -> Iterator[object]:
+    """Decoded memories, as an inference engine asks for them: the first and the last rows of all shards at once,
+    then one of them from the cache. Rows that have no memory yet are left out."""
+    shards = bank.files.shards
+    rows = [
+        (number, row)
+        for number, shard in enumerate(shards)
+        for row in sorted({0, shard.rows - 1})
+        if row >= 0
+    ]
+    cold = bank.cold(rows)
+    warm = [place for place, is_cold in zip(rows, cold, strict=True) if not is_cold]
+    ids = [shards[number].chunk_id(row).hex() for number, row in warm]
+    for wanted in (ids, ids[:1]):
+        memories = bank.read(wanted)
+        yield memories.ids
+        yield from (memories.keys, memories.values, memories.positions, memories.mask)
+
+
 STEPS: dict[str, Callable[[Path], object]] = {
     "versions": list_versions,
     "manifest": lambda path: read_manifest(path).to_json(),
@@ -178,6 +197,7 @@ OPEN_STEPS: dict[str, Callable[[Bank], object]] = {
     "search": lambda bank: bank.search(QUERIES, k=5).hits,
     "exact search": lambda bank: bank.search(QUERIES, k=5, exact=True).hits,
     "show": _show,
+    "read": _read,
 }
 COMMANDS: dict[str, tuple[str, ...]] = {
     "m3build info": ("info",),
