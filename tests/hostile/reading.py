@@ -158,8 +158,8 @@ def _show(bank: Bank) -> Iterator[object]:
 
 
 def _read(bank: Bank) -> Iterator[object]:
-    """Decoded memories, as an inference engine asks for them: the first and the last rows of all shards at once,
-    then one of them from the cache. Rows that have no memory yet are left out."""
+    """Decoded memories, as an inference engine asks for them: the first and the last rows of all shards at
+    once, then one of them from the cache. Rows that have no memory yet are left out."""
     shards = bank.files.shards
     rows = [
         (number, row)
