@@ -1,6 +1,6 @@
-"""``python -m examples.m3_mini.corpus DIR``: text from Debian documentation packages and from CPython itself.
+"""``python -m examples.m3_mini.corpus DIR``: text from Debian documentation packages and from CPython.
 
-Needs a Debian-like system (apt-get, dpkg, groff, pod2text), but no root and nothing installed. Writes into DIR
+Needs a Debian-like system (apt-get, dpkg, groff, pod2text) but no root, and installs nothing. Writes into DIR
 
 - ``train.jsonl`` and ``held-out.jsonl``: one document a line, with ``id``, ``text`` and ``family``;
 - ``sources.md``: packages, versions and licences of each family, and how much of it there is.
@@ -110,7 +110,7 @@ def plain(text: str) -> str:
 
 
 def unframed(documents: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Documents of a family without the paragraphs at their ends that many of them have: navigation, notices."""
+    """Documents of a family without the paragraphs at their ends that many share: navigation, notices."""
     common = Counter(part for _, text in documents for part in set(text.split("\n\n")))
     most = 1 + FRAME_SHARE * len(documents)
     for name, text in documents:
@@ -150,7 +150,7 @@ def described(
 
 
 def drawn(documents: Iterable[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    """Documents of up to ``most`` characters in all, drawn by the hashes of their ids, in the order of these."""
+    """Documents of up to ``most`` characters in all, drawn by the hashes of their ids, in that order."""
     kept, characters = [], 0
     for name, text in sorted(documents, key=lambda item: hashlib.sha256(item[0].encode()).digest()):
         if characters + len(text) <= most:
@@ -188,8 +188,8 @@ def main() -> None:
     lines = ["| family | package | licence | documents | characters |", "| --- | --- | --- | --- | --- |"]
     with NearDuplicates(SIMILAR, directory) as near:
         unrepeated = Unrepeated(near)
-        for name, packages in (("held-out.jsonl", HELD_OUT), ("train.jsonl", TRAINING)):
-            families = defaultdict(list)
+        for file, packages in (("held-out.jsonl", HELD_OUT), ("train.jsonl", TRAINING)):
+            families: dict[str, list[tuple[str, str]]] = defaultdict(list)
             for package in packages:
                 families[package.family].extend(read(package, roots[package.name]))
             listed = [
@@ -200,10 +200,10 @@ def main() -> None:
             if packages is TRAINING:
                 families[CPYTHON] = list(docstrings(Path(sysconfig.get_path("stdlib"))))
                 listed.append((CPYTHON, f"docstrings of Python {sysconfig.get_python_version()}", "PSF-2.0"))
-            counts = write(directory / name, families, unrepeated)
-            for family, package, licence in listed:
+            counts = write(directory / file, families, unrepeated)
+            for family, origin, licence in listed:
                 documents, characters = counts[family]
-                lines.append(f"| {family} | {package} | {licence} | {documents} | {characters:,} |")
+                lines.append(f"| {family} | {origin} | {licence} | {documents} | {characters:,} |")
     (directory / "sources.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,10 @@
 """Batches of both stages. A batch follows from the seed and the number of its step alone, so that training
 goes on after an interruption as if there had been none.
 
-Stage 1, the warm-up, is ordinary training on contexts of half the length at first, then of the full, at last of
-four times the length. Once the first part has taught the language, every second row is a passage followed by
-its pieces in another order: copying within the context is what reading a memory is made of. Contexts are cut
-from all documents in a row, each once before any comes again.
+Stage 1, the warm-up, is ordinary training: on contexts of half the length at first, then of the full, at last
+of four times the length too. Once the first part has taught some language, every second row is a passage
+followed by its pieces in another order: copying within the context is what reading a memory is made of.
+Contexts are cut from all documents in a row, each once before any comes again.
 
 Stage 2 is training with memory (Memory³ §3.6). What a row reads is drawn by these shares:
 
@@ -74,7 +74,7 @@ class Batches:
         opening = list(self._model.bos)
         train, tokens = self._split.train, len(self._split.train.ids)
         size = context - len(opening)
-        # The rows of all steps in a row go through the text in an order of their own, from a start of their own.
+        # The rows of all steps, one after the other, go through all windows of the text.
         windows = max(1, tokens // size)
         made = []
         for row in range(rows):
@@ -82,20 +82,14 @@ class Batches:
                 half = size // 2
                 start = random.randrange(max(1, tokens - half))
                 passage = torch.tensor([train.run(start, half, opening)])
-                made.append(
-                    repeat_passages(passage, random.choice(PIECE_SIZES), generator).rows(opening)[0].tolist()
-                )
+                repeated = repeat_passages(passage, random.choice(PIECE_SIZES), generator)
+                made.append(repeated.rows(opening)[0].tolist())
             else:
                 times, number = divmod(step * rows + row, windows)
-                order = self._order(windows, times)
+                order = order_of(self._seed, windows, times)
                 start = int(order[number]) * size
                 made.append(opening + train.run(start, size, opening))
         return Batch(*padded(made), plain=True)
-
-    @lru_cache(maxsize=4)
-    def _order(self, windows: int, times: int) -> npt.NDArray[np.int64]:
-        """The order in which the windows of the text are gone through for the so-many-th time."""
-        return np.random.default_rng([self._seed, windows, times]).permutation(windows)
 
     def with_memory(self, step: int) -> Batch:
         """A batch of stage 2."""
@@ -144,6 +138,12 @@ class Batches:
             own = document[first : first + size]
             read = ([own] if own else []) + read[: READ_BACK - 1]
         return read
+
+
+@lru_cache(maxsize=4)
+def order_of(seed: int, windows: int, times: int) -> npt.NDArray[np.int64]:
+    """The order in which the windows of a text are gone through for the so-many-th time."""
+    return np.random.default_rng([seed, windows, times]).permutation(windows)
 
 
 def earlier_references(document: list[int], start: int, size: int) -> list[list[int]]:

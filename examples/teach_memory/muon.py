@@ -21,12 +21,13 @@ ITERATIONS = 5
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """Matrices (n, A, B) with all singular values brought near 1, by a quintic Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
-    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    is_wide = matrices.shape[1] <= matrices.shape[2]
+    wide: torch.Tensor = matrices if is_wide else matrices.mT
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide if matrices.shape[1] <= matrices.shape[2] else wide.mT
+    return wide if is_wide else wide.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,16 +47,16 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One step from the gradients."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+            directions: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            weights: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is not None:
-                    by_shape[weight.shape].append(weight)
-            for shape, weights in by_shape.items():
-                directions = []
-                for weight in weights:
-                    moment = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                    moment.lerp_(weight.grad, 1 - group["momentum"])
-                    directions.append(weight.grad.lerp(moment, group["momentum"]))
+                if weight.grad is None:
+                    continue
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                directions[weight.shape].append(weight.grad.lerp(momentum, group["momentum"]))
+                weights[weight.shape].append(weight)
+            for shape, of_shape in directions.items():
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for weight, direction in zip(weights, orthogonal(torch.stack(directions)), strict=True):
+                for weight, direction in zip(weights[shape], orthogonal(torch.stack(of_shape)), strict=True):
                     weight.mul_(1 - group["lr"] * group["decay"]).sub_(direction, alpha=scale)

@@ -1,7 +1,7 @@
 """The training loop: AdamW, or Muon with it, a warm-up/stable/decay schedule, checkpoints without pickle.
 
-A checkpoint is a directory with the weights and the optimizers' moments as safetensors and the step as JSON. It
-is written beside the last one, then takes its place; what interrupts that leaves one of the two.
+A checkpoint is a directory with the weights and the optimizers' moments as safetensors and the step as JSON.
+It is written beside the last one, then takes its place; what interrupts that leaves one of the two.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of training: its name, how long and fast, its batches by step, after how many steps the held-out
-    documents are looked at and a checkpoint is written, and whether Muon trains the matrices of the blocks."""
+    """A stage of training: its name, how long and fast, its batches by step, after how many steps the
+    held-out documents are looked at and a checkpoint is written, and whether Muon trains the matrices of the
+    blocks."""
 
     name: str
     schedule: Schedule
