@@ -113,7 +113,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(
 
     def weights(place: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
         model, batches = _prepared(model_directory, corpus)
-        stage = Stage("with memory", Schedule(6, 1e-3), batches.with_memory, every=2)
+        stage = Stage("with memory", Schedule(6, 1e-3), batches.with_memory, every=2, muon=True)
 
         def log(entry: dict[str, Any]) -> None:
             if entry["step"] == stop_at:
