@@ -72,7 +72,7 @@ def main(
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     model = load_causal_model(name, device=device, dtype=dtype)
-    split = read_corpus(model, corpus)
+    split = read_corpus(model, corpus, out)
     retrieval = Retrieval(split, model)
 
     def log(entry: dict[str, Any]) -> None:
@@ -83,12 +83,13 @@ def main(
     repeats, texts = held_out_passages(split)
     where: dict[str, Any] = {"memory_layers": memory_layers}
     if memory_layers is None:
-        found = calibrate(model, repeats, texts)
         # Stage 1, unless memories are already worth something to the model.
-        if found.recommended is None:
-            batches = Batches(model, split, retrieval, rows, context, seed)
-            stage = Stage("warm-up", Schedule(warm_up_steps, warm_up_rate), batches.warm_up, every)
-            train(model, stage, out / "checkpoint-warm-up", log, lambda: copying(model, repeats))
+        warm_up = out / "checkpoint-warm-up"
+        found = None if warm_up.exists() else calibrate(model, repeats, texts)
+        if found is None or found.recommended is None:
+            batches = Batches(model, split, retrieval, rows, context, seed, warm_up_steps)
+            stage = Stage("warm-up", Schedule(warm_up_steps, warm_up_rate), batches.warm_up, every, muon=True)
+            train(model, stage, warm_up, log, lambda: copying(model, repeats))
             found = calibrate(model, repeats, texts)
         if found.recommended is None and not force:
             raise GateError(

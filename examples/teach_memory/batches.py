@@ -1,8 +1,10 @@
 """Batches of both stages. A batch follows from the seed and the number of its step alone, so that training
 goes on after an interruption as if there had been none.
 
-Stage 1, the warm-up, is ordinary training, but every second row is a passage followed by its pieces in
-another order: copying within the context is what reading a memory is made of.
+Stage 1, the warm-up, is ordinary training: on contexts of half the length at first, then of the full, at last
+of four times the length too. Once the first part has taught some language, every second row is a passage
+followed by its pieces in another order: copying within the context is what reading a memory is made of.
+Contexts are cut from all documents in a row, each once before any comes again.
 
 Stage 2 is training with memory (Memory³ §3.6). What a row reads is drawn by these shares:
 
@@ -18,8 +20,11 @@ with memory would be the memory format's and not the memory's.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from random import Random
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from examples.teach_memory.corpus import PIECE, Retrieval, Split
@@ -31,44 +36,65 @@ SHARES = {"retrieved": 0.35, "earlier": 0.4, "passage": 0.15, "nothing": 0.1}
 READ_BACK = 5
 PLAIN_EVERY = 5
 PIECE_SIZES = (8, 16, 32)
+# Of the warm-up: until which share of its steps, lengths of contexts, and whether passages are repeated.
+PHASES = ((0.35, (0.5,), False), (0.75, (1.0,), True), (1.0, (1.0, 4.0), True))
 
 
 class Batches:
     """Makes batches of ``rows`` contexts of ``context`` tokens (BOS included)."""
 
     def __init__(
-        self, model: CausalModel, split: Split, retrieval: Retrieval, rows: int, context: int, seed: int
+        self,
+        model: CausalModel,
+        split: Split,
+        retrieval: Retrieval,
+        rows: int,
+        context: int,
+        seed: int,
+        warm_up_steps: int = 0,
     ) -> None:
         self._model, self._split, self._retrieval = model, split, retrieval
         self._rows, self._context, self._seed = rows, context, seed
+        self._warm_up_steps = warm_up_steps
         self._found: dict[int, list[list[int]]] = {}
-        self._long = [n for n, ids in enumerate(split.train) if len(ids) > PIECE]
+        self._long = np.flatnonzero(split.train.lengths > PIECE).tolist()
 
     def warm_up(self, step: int) -> Batch:
-        """An ordinary batch; every second row is a repeated passage."""
+        """An ordinary batch, or every second row of it a repeated passage."""
+        share = step / max(1, self._warm_up_steps)
+        _, lengths, repeats = next(phase for phase in PHASES if share < phase[0] or phase is PHASES[-1])
+        most = max(self._context, getattr(self._model.model.config, "max_position_embeddings", 0))
+        context = min(int(self._context * lengths[step % len(lengths)]), most)
+        return self._plain(step, context, self._rows * self._context // context, repeats)
+
+    def _plain(self, step: int, context: int, rows: int, repeats: bool) -> Batch:
+        """Contexts without memory, and repeated passages as every second of them."""
         random = Random(f"{self._seed}/warm-up/{step}")
-        opening = list(self._model.bos)
-        half = (self._context - len(opening)) // 2
         generator = torch.Generator().manual_seed(random.getrandbits(32))
-        enough = [n for n in self._long if len(self._split.train[n]) >= half]
-        rows = []
-        for row in range(self._rows):
-            if row % 2 and enough:
-                document = self._split.train[random.choice(enough)]
-                start = random.randrange(len(document) - half + 1)
-                passage = torch.tensor([document[start : start + half]])
-                repeats = repeat_passages(passage, random.choice(PIECE_SIZES), generator)
-                rows.append(repeats.rows(opening)[0].tolist())
+        opening = list(self._model.bos)
+        train, tokens = self._split.train, len(self._split.train.ids)
+        size = context - len(opening)
+        # The rows of all steps, one after the other, go through all windows of the text.
+        windows = max(1, tokens // size)
+        made = []
+        for row in range(rows):
+            if repeats and row % 2:
+                half = size // 2
+                start = random.randrange(max(1, tokens - half))
+                passage = torch.tensor([train.run(start, half, opening)])
+                repeated = repeat_passages(passage, random.choice(PIECE_SIZES), generator)
+                made.append(repeated.rows(opening)[0].tolist())
             else:
-                document = self._split.train[random.choice(self._long)]
-                start = random.randrange(-(-len(document) // PIECE)) * PIECE
-                rows.append(opening + document[start : start + self._context - len(opening)])
-        return Batch(*padded(rows), plain=True)
+                times, number = divmod(step * rows + row, windows)
+                order = order_of(self._seed, windows, times)
+                start = int(order[number]) * size
+                made.append(opening + train.run(start, size, opening))
+        return Batch(*padded(made), plain=True)
 
     def with_memory(self, step: int) -> Batch:
         """A batch of stage 2."""
         if step % PLAIN_EVERY == PLAIN_EVERY - 1:
-            return self.warm_up(step)
+            return self._plain(self._warm_up_steps + step, self._context, self._rows, repeats=True)
         random = Random(f"{self._seed}/memory/{step}")
         opening = list(self._model.bos)
         chunks = -(-self._context // PIECE)
@@ -112,6 +138,12 @@ class Batches:
             own = document[first : first + size]
             read = ([own] if own else []) + read[: READ_BACK - 1]
         return read
+
+
+@lru_cache(maxsize=4)
+def order_of(seed: int, windows: int, times: int) -> npt.NDArray[np.int64]:
+    """The order in which the windows of a text are gone through for the so-many-th time."""
+    return np.random.default_rng([seed, windows, times]).permutation(windows)
 
 
 def earlier_references(document: list[int], start: int, size: int) -> list[list[int]]:

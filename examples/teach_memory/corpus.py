@@ -8,12 +8,20 @@ chunks of every context are pieces of the document: piece k is tokens 64·k − 
 from __future__ import annotations
 
 import hashlib
+import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 from m3build.chunking import Chunker, ChunkOptions
+from m3build.corpus import discover
 from m3build.corpus.documents import read_documents
 from m3build.embed.lexical import LexicalEmbedder
 from m3build.evaluation.overlap import overlaps
@@ -25,33 +33,96 @@ MOST_OVERLAP = 0.9
 CANDIDATES = 8
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts(Sequence[list[int]]):
+    """Texts as token ids, one after the other in one array: int32 ``ids`` (tokens,) and where each text ends
+    in it, int64 ``ends`` (texts,)."""
+
+    ids: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[list[int]]: ...
+    def __getitem__(self, at: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(at, slice):
+            return [self[n] for n in range(*at.indices(len(self)))]
+        number = range(len(self))[at]
+        ids: list[int] = self.ids[self.ends[number - 1] if number else 0 : self.ends[number]].tolist()
+        return ids
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text."""
+        return np.diff(self.ends, prepend=0)
+
+    def run(self, start: int, tokens: int, between: Sequence[int]) -> list[int]:
+        """``tokens`` of them in a row, whatever texts they are of, with ``between`` where a text begins."""
+        first, last = np.searchsorted(self.ends, (start, start + tokens), side="right")
+        at = np.repeat(self.ends[first:last] - start, len(between))
+        ids = np.insert(self.ids[start : start + tokens], at, np.tile(between, last - first).astype(np.int32))
+        run: list[int] = ids[:tokens].tolist()
+        return run
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Documents as token ids: those to train on, those never trained on; and the references of the former,
     with the number of the document that each is of."""
 
-    train: list[list[int]]
-    held_out: list[list[int]]
-    references: list[list[int]]
-    texts: list[str]
-    owners: list[int]
+    train: Texts
+    held_out: Texts
+    references: Texts
+    owners: Sequence[int]
 
 
-def read_corpus(model: CausalModel, sources: Sequence[str]) -> Split:
-    """Read SOURCES. Which documents are held out follows from their ids alone."""
-    split = Split([], [], [], [], [])
+def read_corpus(model: CausalModel, sources: Sequence[str], cache: Path | None = None) -> Split:
+    """Read SOURCES. Which documents are held out follows from their ids alone. The ids are kept in the
+    directory ``cache``, and found there again as long as files and tokenizer are the same."""
+    files = [(file.name, file.bytes, Path(file.path).stat().st_mtime_ns) for file in discover(sources, print)]
+    of = [files, model.tokenizer.backend_tokenizer.to_str(), model.shape.reference_tokens]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+    path = cache / f"tokens-{key}.safetensors" if cache else None
+    if path is None or not path.exists():
+        found = _tokenized(model, sources)
+        if path is None:
+            return _split(found)
+        save_file(found, path.with_suffix(".unfinished"))
+        path.with_suffix(".unfinished").rename(path)
+    return _split(load_file(path))
+
+
+def _split(arrays: dict[str, npt.NDArray[Any]]) -> Split:
+    def of(name: str) -> Texts:
+        return Texts(arrays[name], np.cumsum(arrays[f"{name}/lengths"], dtype=np.int64))
+
+    return Split(of("train"), of("held_out"), of("references"), arrays["owners"].tolist())
+
+
+def _tokenized(model: CausalModel, sources: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
+    names = ("train", "held_out", "references")
+    found = {key: array("i") for name in names for key in (name, f"{name}/lengths")} | {"owners": array("i")}
+
+    def add(name: str, ids: Sequence[int]) -> None:
+        found[name].extend(ids)
+        found[f"{name}/lengths"].append(len(ids))
+
     chunker = Chunker(model.tokenizer, ChunkOptions(reference_tokens=model.shape.reference_tokens))
     documents = read_documents(sources, lambda reject: print(f"left out: {reject.source}: {reject.reason}"))
     for document, chunks in chunker.cut_many(documents):
         ids = model.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
         if hashlib.sha256(document.id.encode()).digest()[0] % HELD_OUT_ONE_IN == 0:
-            split.held_out.append(ids)
+            add("held_out", ids)
             continue
-        split.owners.extend([len(split.train)] * len(chunks))
-        split.references.extend([list(chunk.token_ids) for chunk in chunks])
-        split.texts.extend([chunk.reference_text for chunk in chunks])
-        split.train.append(ids)
-    return split
+        found["owners"].extend([len(found["train/lengths"])] * len(chunks))
+        for chunk in chunks:
+            add("references", chunk.token_ids)
+        add("train", ids)
+    return {name: np.array(values, dtype=np.int32) for name, values in found.items()}
 
 
 class Retrieval:
@@ -59,18 +130,24 @@ class Retrieval:
 
     def __init__(self, split: Split, model: CausalModel) -> None:
         self._split, self._model = split, model
-        self._embedder = LexicalEmbedder()
-        self._embedder.fit(split.texts)
-        self._vectors = self._embedder.embed(split.texts).astype(np.float32)
+
+    @cached_property
+    def _fitted(self) -> tuple[LexicalEmbedder, npt.NDArray[np.float32]]:
+        """The embedder and the references' vectors; made when first needed, since stage 1 needs none."""
+        texts = self._model.tokenizer.batch_decode(self._split.references[:])
+        embedder = LexicalEmbedder()
+        embedder.fit(texts)
+        return embedder, embedder.embed(texts).astype(np.float32)
 
     def best(self, document: list[int], owner: int | None = None) -> list[list[int]]:
         """Numbers of the best references for each piece of a document, best first. Left out: those of the
         document itself (``owner``), and those that overlap with it by more than 90 % (eq. 6)."""
+        embedder, vectors = self._fitted
         bos = len(self._model.bos)
         starts = range(-bos, len(document), PIECE)
         pieces = [document[max(start, 0) : start + PIECE] for start in starts]
-        queries = self._embedder.embed_queries(self._model.tokenizer.batch_decode(pieces))
-        order = np.argsort(-(queries @ self._vectors.T), axis=1, kind="stable")[:, :CANDIDATES]
+        queries = embedder.embed_queries(self._model.tokenizer.batch_decode(pieces))
+        order = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :CANDIDATES]
         return [
             [
                 int(n)

@@ -44,10 +44,12 @@ def token_losses(model: CausalModel, batch: Batch) -> torch.Tensor:
         if batch.plain
         else _reading_logits(model, batch, ids)
     )
+    # Flat, without a copy of the logits: on a CPU that is a fifth of a step.
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     losses = cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
+        logits.float().flatten(0, 1), following.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return torch.nn.functional.pad(losses, (1, 0))
+    return losses.view_as(ids).roll(1, dims=1)
 
 
 def mean_loss(model: CausalModel, batch: Batch) -> torch.Tensor:

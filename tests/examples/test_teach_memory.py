@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import tiny_config
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 
 from examples.teach_memory.__main__ import main
 from examples.teach_memory.batches import Batches
-from examples.teach_memory.corpus import Retrieval, read_corpus
+from examples.teach_memory.corpus import Retrieval, Texts, read_corpus
 from examples.teach_memory.memory_pass import IGNORED, Batch, token_losses
+from examples.teach_memory.muon import orthogonal
 from examples.teach_memory.training import Schedule, Stage, train
 from m3build.model.causal import CausalModel, load_causal_model
 from m3build.model.memory3_file import read_memory3
@@ -80,7 +82,7 @@ def test_the_recipe_teaches_a_model_to_read(model_directory: Path, corpus: Path,
         model_directory,
         corpus,
         tmp_path,
-        **{"memory-layers": "0-1", "steps": 200, "rate": 4e-3, "every": 100},
+        **{"memory-layers": "0-1", "steps": 240, "rate": 4e-3, "every": 120},
     )
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     for name in ("gain: earlier", "gain: earlier over other", "gain: passage"):
@@ -92,7 +94,7 @@ def test_the_recipe_teaches_a_model_to_read(model_directory: Path, corpus: Path,
     assert (tmp_path / "losses.png").stat().st_size > 1000
     assert "gain: earlier" in (tmp_path / "README.md").read_text(encoding="utf-8")
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert steps == [100, 200]
+    assert steps == [120, 240]
 
 
 def test_a_model_that_reads_nothing_is_refused_for_stage_two(
@@ -111,7 +113,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(
 
     def weights(place: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
         model, batches = _prepared(model_directory, corpus)
-        stage = Stage("with memory", Schedule(6, 1e-3), batches.with_memory, every=2)
+        stage = Stage("with memory", Schedule(6, 1e-3), batches.with_memory, every=2, muon=True)
 
         def log(entry: dict[str, Any]) -> None:
             if entry["step"] == stop_at:
@@ -167,8 +169,78 @@ def test_nothing_that_a_row_reads_was_retrieved_with_text_after_it(
     assert batches._read("retrieved", 0, 0, 0, Random(0)) == []
 
 
-def _prepared(directory: Path, corpus: Path) -> tuple[CausalModel, Batches]:
+def test_the_warm_up_goes_through_all_text_once_before_any_comes_again(
+    model_directory: Path, corpus: Path
+) -> None:
+    model, batches = _prepared(model_directory, corpus, warm_up_steps=10_000)
+    ids = read_corpus(model, [str(corpus)]).train.ids
+    # The first phase has contexts of half the length, 32 tokens with BOS, and twice the rows.
+    size, rows = 31, 8
+    steps = len(ids) // size // rows
+    seen: list[tuple[int, ...]] = []
+    for step in range(steps):
+        batch = batches.warm_up(step)
+        assert batch.ids.shape == (rows, size + 1)
+        assert (batch.ids[:, 0] == 0).all()
+        seen.extend(map(tuple, batch.ids[:, 1:].tolist()))
+    assert len(set(seen)) == len(seen) == steps * rows
+    # Where a document begins, BOS stands in the row.
+    assert sum(row.count(0) for row in seen) > 400
+
+
+def test_later_every_second_row_is_a_repeated_passage_and_some_contexts_are_long(
+    model_directory: Path, corpus: Path
+) -> None:
+    _, batches = _prepared(model_directory, corpus, warm_up_steps=100)
+    shapes = [tuple(batches.warm_up(step).ids.shape) for step in (0, 50, 90, 91)]
+    assert shapes == [(8, 32), (4, 65), (4, 65), (1, 260)]
+    for row, ids in enumerate(batches.warm_up(50).ids):
+        first, second = ids[1:33], ids[33:]
+        assert (sorted(first.tolist()) == sorted(second.tolist())) == (row % 2 == 1)
+
+
+def test_texts_in_one_array_are_the_texts() -> None:
+    texts = Texts(np.arange(9, dtype=np.int32), np.array([2, 2, 5, 9]))
+    assert list(texts) == [[0, 1], [], [2, 3, 4], [5, 6, 7, 8]]
+    assert texts[-1] == [5, 6, 7, 8]
+    assert texts[1:3] == [[], [2, 3, 4]]
+    assert texts.lengths.tolist() == [2, 0, 3, 4]
+    with pytest.raises(IndexError):
+        texts[4]
+    # Where a text begins within the run, and only there, is what stands between.
+    assert texts.run(2, 4, [99]) == [2, 3, 4, 99]
+    assert texts.run(3, 4, [99, 98]) == [3, 4, 99, 98]
+    assert texts.run(1, 9, []) == list(range(1, 9))
+
+
+def test_tokens_are_kept_until_the_corpus_changes(model_directory: Path, tmp_path: Path) -> None:
+    model = load_causal_model(str(model_directory), dtype="float32", device="cpu")
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(f'{{"id": "{n}", "text": "w{n} w1 w2"}}\n' for n in range(20)), encoding="utf-8")
+    first = read_corpus(model, [str(path)], tmp_path)
+    [kept] = tmp_path.glob("tokens-*")
+    before = kept.stat().st_mtime_ns
+    again = read_corpus(model, [str(path)], tmp_path)
+    assert kept.stat().st_mtime_ns == before
+    assert list(again.train) == list(first.train) == list(read_corpus(model, [str(path)]).train)
+    assert again.owners == first.owners
+    path.write_text(path.read_text(encoding="utf-8").replace("w2", "w7"), encoding="utf-8")
+    assert list(read_corpus(model, [str(path)], tmp_path).train) != list(first.train)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 8, 5), (1, 6, 6)])
+def test_muon_steps_in_the_direction_of_the_nearest_orthogonal_matrix(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    found = orthogonal(matrices)
+    # The quintic iteration brings singular values near 1, not to 1.
+    assert ((torch.linalg.svdvals(found) - 1).abs() < 0.45).all()
+    cosine = (found * (u @ vt)).sum((1, 2)) / found.norm(dim=(1, 2)) / (u @ vt).norm(dim=(1, 2))
+    assert (cosine > 0.95).all()
+
+
+def _prepared(directory: Path, corpus: Path, warm_up_steps: int = 0) -> tuple[CausalModel, Batches]:
     model = load_causal_model(str(directory), dtype="float32", device="cpu")
     model = model.shaped(ShapeRequest(memory_layers=[1], sparse_tokens=8, reference_tokens=REFERENCE))
     split = read_corpus(model, [str(corpus)])
-    return model, Batches(model, split, Retrieval(split, model), rows=4, context=65, seed=0)
+    return model, Batches(model, split, Retrieval(split, model), 4, 65, 0, warm_up_steps)
