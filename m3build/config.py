@@ -103,6 +103,7 @@ class RunOptions:
     retrain: bool = False
     readmit: tuple[str, ...] = ()
     allow_shrink: bool = False
+    rehash: bool = False
     codec_from: str | None = None
     embedder_from: str | None = None
 

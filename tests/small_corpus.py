@@ -32,6 +32,16 @@ def write_corpus(directory: Path) -> Path:
     return directory
 
 
+def write_smaller_corpus(directory: Path) -> Path:
+    """Twelve documents of two chunks or so each, and a file of one bad record."""
+    directory.mkdir()
+    for number in range(12):
+        text = " ".join(sentence(number * 40 + i) for i in range(5))
+        (directory / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    (directory / "bad.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
+    return directory
+
+
 def build(corpus: Path | list[Path], bank: Path, model: Path, **options: Any) -> Any:
     """Compile with small shards. A new bank gets a codec that is trained at once unless another is named."""
     listed = corpus if isinstance(corpus, list) else [corpus]

@@ -168,6 +168,9 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 )
 @click.option("--allow-shrink", is_flag=True, help="Allow the bank to lose over half of its documents.")
 @click.option(
+    "--rehash", is_flag=True, help="Read every file, even if size and times say that it is unchanged."
+)
+@click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "lines", "none"]),
     default="auto",

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,15 +23,18 @@ from m3build.corpus import Exclusion, SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
 from m3build.pipeline.codec_stage import check_codec, code_key, codec_is_open, prepare_codec
 from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
-from m3build.pipeline.exclusion_notes import exclusion_notes
+from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
 from m3build.pipeline.libraries import library_versions
-from m3build.pipeline.memory_stage import MemoryWriter, OldMemories
+from m3build.pipeline.memory_stage import MemoryWriter, OldMemories, finished_memories, memories_of
+from m3build.pipeline.notes import codec_note, exclusion_notes
+from m3build.pipeline.pieces import keep_pieces
 from m3build.pipeline.places import Places
 from m3build.pipeline.result import CompileResult
 from m3build.pipeline.retrieval_stage import PreparedRetrieval, check_retrieval, prepare_retrieval
 from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
+from m3build.pipeline.unchanged import RECORD, is_asked_to_build, nothing_to_do, take_down
 from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_recall
 from m3build.pipeline.watch import Watch
 from m3build.progress import Progress, Silent
@@ -67,6 +71,13 @@ def compile_bank(
     kept = None if run.rebuild or run.retrain else old
     # Whatever can be wrong with sources, model and options is found before the bank's directory is touched.
     files, found = _find([source for source in sources if source != STANDARD_INPUT])
+    exclusion = Exclusion(settings.exclude)
+    files = [file for file in files if not exclusion.takes_file(file.name)]
+    found = [reject for reject in found if not exclusion.takes_file(reject.source)]
+    if old is not None and STANDARD_INPUT not in sources and not is_asked_to_build(run):
+        unchanged = nothing_to_do(old, settings, options, run, files, found, bank, watch)
+        if unchanged is not None:
+            return unchanged
     model = _load(settings, run)
     model_facts = model.record()
     if old is not None and not run.rebuild:
@@ -76,11 +87,9 @@ def compile_bank(
     with BankWriter(bank) as writer, ExitStack() as stack:
         build = writer.build_directory
         ledger = Ledger(build / "ledger")
+        hashes = stack.enter_context(FileHashes(build / "hashes.sqlite", run.rehash))
         if STANDARD_INPUT in sources:
             files = _with_standard_input(files, standard_input, build)
-        exclusion = Exclusion(settings.exclude)
-        files = [file for file in files if not exclusion.takes_file(file.name)]
-        found = [reject for reject in found if not exclusion.takes_file(reject.source)]
         near = None
         if settings.near_duplicates:
             near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
@@ -94,6 +103,7 @@ def compile_bank(
             limit,
             build / "pieces",
             ledger,
+            hashes,
             watch,
         )
         sharded = shard_corpus(
@@ -138,7 +148,7 @@ def compile_bank(
         matched = exclusion.matched + corpus.excluded
         for note in exclusion_notes(options.exclude or (), recorded, matched, kept):
             watch.note(note)
-        if (of_codec := _codec_note(kept, settings)) is not None:
+        if (of_codec := codec_note(kept, settings)) is not None:
             watch.note(of_codec)
         key = code_key(model, model_facts["fingerprint"], codec)
         encode = None
@@ -152,7 +162,7 @@ def compile_bank(
             codec.codec.row_bytes,
             key,
             sharded.places,
-            _old_memories(stored, key, writer, build, stack),
+            _old_memories(stored, key, encode is not None, writer, ledger, stack),
             writer.data,
             build / "shards",
             ledger,
@@ -203,12 +213,16 @@ def compile_bank(
             writer.data.sync()
         sharded.places.close()
         # Still under the lock: the next writer's scratch files must not be taken for this one's.
-        shutil.rmtree(build, ignore_errors=True)
+        _tidy(build, corpus, ledger)
+        if corpus.digest is not None and STANDARD_INPUT not in sources:
+            take_down(manifest, settings, run, corpus.digest, matched, build, writer.data.path, hashes)
+            hashes.forget_others()
     return CompileResult(
         bank=os.fspath(bank),
         manifest=manifest,
         changed=changed,
         repaired=tuple(repaired),
+        cut=corpus.cut,
         encoded=memories.counts["encoded"],
         reused=memories.counts["reused"],
         repeated=memories.counts["repeated"],
@@ -240,6 +254,17 @@ def _with_standard_input(files: list[SourceFile], stream: BinaryIO | None, build
     if stream is None:
         raise UsageError("- reads standard input, and this call has none")
     return sorted([*files, spool_standard_input(stream, build)], key=lambda file: file.name)
+
+
+def _tidy(build: Path, corpus: ChunkedCorpus, ledger: Ledger) -> None:
+    """Leave of the scratch directory what the next build can use."""
+    keep_pieces(corpus.pieces, build / "pieces", ledger)
+    for path in build.iterdir():
+        if path.is_dir():
+            if path.name not in ("pieces", "ledger"):
+                shutil.rmtree(path, ignore_errors=True)
+        elif not path.name.startswith(("hashes.sqlite", RECORD)):
+            path.unlink(missing_ok=True)
 
 
 def _load(settings: Settings, run: RunOptions) -> LoadedModel:
@@ -299,19 +324,6 @@ def _cold(memories: MemoryWriter) -> dict[str, int]:
     return {"cold": memories.counts["cold"]} if memories.counts["cold"] else {}
 
 
-def _codec_note(kept: Manifest | None, settings: Settings) -> str | None:
-    """What to know of a codec that was trained on what happened to be retrieved, when all is encoded."""
-    if kept is None or settings.text_only or kept.files.codec is None:
-        return None
-    trained_on = kept.codec.get("trained_on")
-    if not isinstance(trained_on, dict) or "corpus_references" in trained_on:
-        return None
-    return (
-        f"the codec was trained on the first {trained_on.get('references')} references that were retrieved: "
-        "--retrain trains one on all"
-    )
-
-
 def _memory_facts(model: LoadedModel) -> dict[str, Any]:
     record = model.shape.record()
     record["memory_heads"] = [list(model.shape.heads_of(layer)) for layer in model.shape.memory_layers]
@@ -319,14 +331,14 @@ def _memory_facts(model: LoadedModel) -> dict[str, Any]:
 
 
 def _old_memories(
-    old: Manifest | None, key: str, writer: BankWriter, build: Path, stack: ExitStack
-) -> OldMemories | None:
-    """What may be copied from the current version, which is something only if its code key is this
-    build's."""
-    if old is None or old.code_key != key:
-        return None
-    places = stack.enter_context(closing(Places(build / "old-places.sqlite")))
-    return OldMemories(old, places, writer.data)
+    old: Manifest | None, key: str, encodes: bool, writer: BankWriter, ledger: Ledger, stack: ExitStack
+) -> OldMemories:
+    """What may be copied: of the current version if its code key is this build's, and of stopped builds."""
+    places = stack.enter_context(closing(Places(writer.build_directory / "old-places.sqlite")))
+    stored = memories_of(old) if old is not None and old.code_key == key else ()
+    # A build of text only is what it is without what a stopped one had encoded.
+    finished = finished_memories(ledger, key) if encodes else ()
+    return OldMemories(chain(stored, finished), places, writer.data)
 
 
 def _write_shards(

@@ -13,8 +13,11 @@ from typing import Any
 from m3build.chunking import Chunker
 from m3build.config import RejectLimit
 from m3build.corpus import SourceFile, SourceOptions
+from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
-from m3build.pipeline.pieces import ContentHashes, Piece, make_piece, read_piece, units_of
+from m3build.pipeline.pieces import Piece, PieceMaker, PlannedPiece, read_piece
+from m3build.pipeline.sources_digest import SourcesDigest
+from m3build.pipeline.units import units_of
 from m3build.progress import Progress
 from m3build.records import Chunk, Reject
 from m3build_formats.errors import InputError
@@ -61,7 +64,8 @@ class RejectGate:
 @dataclass(frozen=True, slots=True)
 class ChunkedCorpus:
     """The corpus as finished pieces in canonical order, with what was counted; ``excluded`` documents by
-    pattern.
+    pattern. ``cut`` documents went through the chunker, those of the others were known. ``digest`` is of all
+    source files as they were read, None where one changed meanwhile.
     """
 
     pieces: tuple[Piece, ...]
@@ -69,6 +73,8 @@ class ChunkedCorpus:
     found: tuple[Reject, ...]
     gate: RejectGate
     excluded: Counter[str]
+    cut: int
+    digest: str | None
 
     def documents(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
         """All documents with their chunks, in canonical order."""
@@ -91,6 +97,7 @@ def chunk_corpus(
     limit: RejectLimit,
     directory: Path,
     ledger: Ledger,
+    hashes: FileHashes,
     progress: Progress,
 ) -> ChunkedCorpus:
     """Make or find every piece of the corpus.
@@ -104,16 +111,24 @@ def chunk_corpus(
         counts["unsupported_files" if reject.kind == "unsupported" else "rejects"] += 1
         gate(reject)
     excluded: Counter[str] = Counter()
-    hashes = ContentHashes()
     pieces: list[Piece] = []
-    directory.mkdir(parents=True, exist_ok=True)
-    with progress.stage("chunk", sum(f.bytes for f in files), "bytes") as stage:
-        for unit in units_of(files, options):
-            piece = make_piece(unit, directory, ledger, hashes, chunker, options, shaped_by, gate)
-            pieces.append(piece)
-            counts.update(piece.counts)
-            excluded.update(piece.excluded)
-            stage.advance(unit.bytes)
+    with PieceMaker(directory, ledger, hashes, chunker, options, shaped_by, gate) as maker:
+        planned: list[PlannedPiece] = []
+        digest = SourcesDigest(found)
+        with progress.stage("look", sum(f.bytes for f in files), "bytes") as stage:
+            for unit in units_of(files, options):
+                planned.append(maker.plan(unit))
+                digest.add_all(unit, planned[-1].hashes)
+                stage.advance(unit.bytes)
+        with progress.stage("chunk", sum(f.bytes for f in files), "bytes") as stage:
+            for each in planned:
+                piece = maker.make(each, planned)
+                pieces.append(piece)
+                counts.update(piece.counts)
+                excluded.update(piece.excluded)
+                stage.advance(each.unit.bytes)
+        for name in maker.changing[:SHOWN]:
+            progress.note(f"{name} changed while it was read: compile again to be sure of what it holds")
     gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
     if not counts["documents"]:
         why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
@@ -121,4 +136,12 @@ def chunk_corpus(
             f"nothing to compile: {len(files)} files, {counts['empty_documents']} empty documents, "
             f"{counts['rejects']} rejects, {excluded.total()} excluded, no text{why}"
         )
-    return ChunkedCorpus(tuple(pieces), dict(counts), tuple(found), gate, excluded)
+    return ChunkedCorpus(
+        tuple(pieces),
+        dict(counts),
+        tuple(found),
+        gate,
+        excluded,
+        maker.cut,
+        None if maker.changing else digest.hexdigest(),
+    )

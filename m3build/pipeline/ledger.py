@@ -3,8 +3,8 @@ where it was.
 
 A key is the SHA-256 of the canonical JSON of everything the piece depends on; the value is a small JSON
 object, as a rule the name of a file and its counts. An entry is written with rename after the piece itself is
-on disk: it is there whole or not at all. The ledger is scratch: it is deleted once the version is committed,
-and losing any of it costs only time.
+on disk: it is there whole or not at all. The ledger is scratch: once the version is committed
+only the pieces of the corpus are kept, for the next build, and losing any of it costs only time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,22 @@ class Ledger:
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
+
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All entries that can be read, in the order of their keys."""
+        for key in sorted(os.listdir(self._directory)):
+            if (value := self.get(key)) is not None:
+                yield key, value
+
+    def drop(self, key: str) -> None:
+        """Forget an entry."""
+        (self._directory / key).unlink(missing_ok=True)
+
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Forget all entries but these."""
+        for name in os.listdir(self._directory):
+            if name not in keys:
+                self.drop(name)
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
         """Remember ``value`` under ``key``. Raises OSError when the disk does not take it."""

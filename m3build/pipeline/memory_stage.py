@@ -10,7 +10,7 @@ shard whose rows are all cold has no memories file.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +26,7 @@ from m3build.pipeline.written import cold_mask, memory_rows, reference_ids
 from m3build.progress import Stage
 from m3build_formats.cold_rows import cold_rows, empty_rows
 from m3build_formats.data_directory import DataDirectory
-from m3build_formats.manifest import FileEntry, Manifest
+from m3build_formats.manifest import FileEntry, VersionContents
 from m3build_formats.shard_tables import write_memories
 
 # References that are handed to the encoder at a time: enough for its length groups to fill their batches.
@@ -72,30 +72,35 @@ class MemoryFile:
 
 
 class OldMemories:
-    """Memories of the bank's current version, as StoredMemories.
+    """Memories that lie in the bank's data directory, as StoredMemories: those of the current version, and
+    those that a build wrote which was stopped.
 
-    ``places``, empty, is filled with where its references stand that are not cold. A file is hashed before
-    the first row is taken from it; a damaged one counts as absent.
+    ``shards`` are pairs of chunks and memories, each with the number of bytes of codes where some of its rows
+    may be cold. ``places``, empty, is filled with where references stand that are not cold. A file is hashed
+    before the first row is taken from it; a damaged one counts as absent.
     """
 
-    def __init__(self, manifest: Manifest, places: Places, data: DataDirectory) -> None:
-        self._shards = [
-            MemoryFile(data.path, shard.memories) if shard.memories else None for shard in manifest.shards
-        ]
-        self._by_chunks = {shard.chunks.sha256: shard.memories for shard in manifest.shards}
+    def __init__(
+        self, shards: Iterable[tuple[FileEntry, FileEntry, int | None]], places: Places, data: DataDirectory
+    ) -> None:
+        self._shards: list[MemoryFile] = []
+        self._by_chunks: dict[str, FileEntry] = {}
         self._places = places
         self._data = data
         self._sound: dict[str, bool] = {}
         self._partial: set[str] = set()
-        for number, shard in enumerate(manifest.shards):
+        for chunks, memories, codes_bytes in shards:
             # A damaged file is as good as none: what it held is encoded again.
-            if shard.memories is None or not data.is_sound(shard.chunks):
+            if not data.is_sound(chunks):
                 continue
-            ids = reference_ids(data.path, shard.chunks)
-            if not manifest.cold:
+            self._by_chunks.setdefault(chunks.sha256, memories)
+            number = len(self._shards)
+            self._shards.append(MemoryFile(data.path, memories))
+            ids = reference_ids(data.path, chunks)
+            if codes_bytes is None:
                 places.add(number, ids)
-            elif (entry := self._checked(shard.memories)) is not None:
-                cold = cold_mask(data.path, entry, manifest.row_codes_bytes)
+            elif (entry := self._checked(memories)) is not None:
+                cold = cold_mask(data.path, entry, codes_bytes)
                 if cold.any():
                     self._partial.add(entry.name)
                 places.add_rows(number, ((key, row) for row, key in enumerate(ids) if not cold[row]))
@@ -108,15 +113,29 @@ class OldMemories:
     def of_reference(self, key: bytes) -> tuple[MemoryFile, int] | None:
         """The memories file and row of a reference."""
         place = self._places.first(key)
-        file = self._shards[place[0]] if place else None
-        return (file, place[1]) if place and file and self._checked(file.entry) else None
-
-    def _checked(self, entry: FileEntry | None) -> FileEntry | None:
-        if entry is None:
+        if place is None or self._checked((file := self._shards[place[0]]).entry) is None:
             return None
+        return file, place[1]
+
+    def _checked(self, entry: FileEntry) -> FileEntry | None:
         if entry.name not in self._sound:
             self._sound[entry.name] = self._data.is_sound(entry)
         return entry if self._sound[entry.name] else None
+
+
+def memories_of(version: VersionContents) -> Iterator[tuple[FileEntry, FileEntry, int | None]]:
+    """What ``OldMemories`` takes of a version."""
+    for shard in version.shards:
+        if shard.memories is not None:
+            yield shard.chunks, shard.memories, version.row_codes_bytes if version.cold else None
+
+
+def finished_memories(ledger: Ledger, code_key: str) -> Iterator[tuple[FileEntry, FileEntry, None]]:
+    """What ``OldMemories`` takes of builds that were stopped: shards that they had encoded, whatever their
+    sources were."""
+    for _, done in ledger.entries():
+        if done.get("code_key") == code_key:
+            yield FileEntry.from_json(done["chunks"]), FileEntry.from_json(done["entry"]), None
 
 
 class MemoryWriter:
@@ -164,7 +183,14 @@ class MemoryWriter:
             give_back_freed_memory()
             # A file with cold rows must not be taken for finished by a build that encodes.
             if entry is not None and self._encode is not None:
-                self._ledger.put(key, {"entry": entry.to_json()})
+                self._ledger.put(
+                    key,
+                    {
+                        "entry": entry.to_json(),
+                        "chunks": shard.chunks.to_json(),
+                        "code_key": self._code_key,
+                    },
+                )
         else:
             self.counts["reused"] += shard.rows
             stage.advance(shard.rows)

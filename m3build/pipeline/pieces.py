@@ -1,21 +1,23 @@
 """Chunked pieces of the corpus: the work of reading, cutting and tokenizing, done once and kept on disk.
 
-The corpus is taken in units of neighbouring ranges, about ``UNIT_BYTES`` of input each; one unit makes one
-piece under ``build/``, keyed by the content of its files and by every option that shapes documents and
-chunks. Pieces carry token ids, so no text is tokenized twice, and they are written and read as streams of
-record batches: neither a large file nor a long document is held as a whole more than once.
+The corpus is taken in units of neighbouring ranges (``units``); one unit makes one piece under ``build/``,
+keyed by the content of its files and by every option that shapes documents and chunks. Pieces stay when the
+version is committed, so that the next build reads only units in which a file changed, and cuts only the
+documents of them that it did not have. Pieces carry token ids, so no text is tokenized twice, and they are
+written and read as streams of record batches: neither a large file nor a long document is held as a whole
+more than once. They are hashed before they are used again, since what is wrong in one would go into the bank.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,19 +25,21 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from m3build.chunking import Chunker
-from m3build.corpus import Exclusion, SourceFile, SourceOptions, SourceRange, read_range, split
+from m3build.corpus import Exclusion, SourceOptions, read_range
+from m3build.pipeline.file_hashes import FileHash, FileHashes
+from m3build.pipeline.known_documents import KnownDocuments, chunks_of, cut_key
 from m3build.pipeline.ledger import Ledger, piece_key
+from m3build.pipeline.units import Unit
 from m3build.records import Chunk, Document, Reject
 from m3build_formats.canonical_json import canonical_json
 from m3build_formats.layout import MAX_DOCUMENT_ID_BYTES, MAX_METADATA_BYTES, MAX_TITLE_BYTES
 from m3build_formats.shard_tables import DocumentRow
 
-UNIT_BYTES = 16 << 20
 # A batch is closed by whichever comes first, so that neither many small documents nor a few huge ones pile
 # up.
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 2 << 20
-PIECE_VERSION = 2
+PIECE_VERSION = 3
 
 _DOCUMENT_FIELDS: list[Any] = [
     ("id", pa.string()),
@@ -46,6 +50,7 @@ _DOCUMENT_FIELDS: list[Any] = [
     ("sha256", pa.binary(32)),
     ("characters", pa.uint64()),
     ("chunks", pa.uint32()),
+    ("cut", pa.binary(32)),
 ]
 DOCUMENTS = pa.schema(_DOCUMENT_FIELDS)
 _CHUNK_FIELDS: list[Any] = [
@@ -60,11 +65,12 @@ CHUNKS = pa.schema(_CHUNK_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """Neighbouring ranges that are read and cut together."""
+class PlannedPiece:
+    """A unit with the hashes of its files by path, and the key of its piece."""
 
-    ranges: tuple[SourceRange, ...]
-    bytes: int
+    unit: Unit
+    hashes: dict[str, FileHash]
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,87 +90,162 @@ class Piece:
         return [Reject(**r) for r in (ledger.get(self.key) or {}).get("rejects", [])]
 
 
-def units_of(files: Iterable[SourceFile], options: SourceOptions) -> Iterator[Unit]:
-    """Cut files into ranges and group these, in order, into units of about UNIT_BYTES of input as it lies on
-    disk.
+class PieceMaker:
+    """Makes the pieces of one corpus, or finds them finished by an earlier build.
+
+    ``shaped_by`` names tokenizer and chunk options; ``on_reject`` hears of each reject when it is met and may
+    stop the build. A context manager. ``cut`` counts the documents that went through the chunker,
+    ``changing`` names the files that changed between being hashed and being read.
     """
-    group: list[SourceRange] = []
-    size = 0.0
-    for file in files:
-        ranges = split(file, options)
-        for item in ranges:
-            group.append(item)
-            size += file.bytes / len(ranges)
-            if size >= UNIT_BYTES:
-                yield Unit(tuple(group), round(size))
-                group, size = [], 0.0
-    if group:
-        yield Unit(tuple(group), round(size))
+
+    def __init__(
+        self,
+        directory: Path,
+        ledger: Ledger,
+        hashes: FileHashes,
+        chunker: Chunker,
+        options: SourceOptions,
+        shaped_by: dict[str, Any],
+        on_reject: Callable[[Reject], None],
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._hashes = hashes
+        self._chunker = chunker
+        self._options = options
+        self._shaped_by = shaped_by
+        self._shape = piece_key("shape", {"version": PIECE_VERSION, **shaped_by})
+        self._on_reject = on_reject
+        self._known: KnownDocuments | None = None
+        self._last: dict[str, FileHash] = {}
+        self.cut = 0
+        self.changing: list[str] = []
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._known is not None:
+            self._known.__exit__(kind, error, trace)
+
+    def plan(self, unit: Unit) -> PlannedPiece:
+        """Hash the files of a unit."""
+        # The ranges of a large file come one after the other: it is hashed once.
+        hashed: dict[str, FileHash] = {}
+        for path in (item.file.path for item in unit.ranges):
+            hashed[path] = hashed.get(path) or self._last.get(path) or self._hashes.of(path)
+            self._last = {path: hashed[path]}
+        return PlannedPiece(unit, hashed, self._key(unit, {p: h.sha256 for p, h in hashed.items()}))
+
+    def make(self, planned: PlannedPiece, all_planned: Sequence[PlannedPiece]) -> Piece:
+        """The piece of a unit. ``all_planned`` are all of this build: pieces that none of them has are looked
+        through for documents. Raises OSError when the disk does not take it."""
+        found = self._finished(planned.key)
+        if found is not None:
+            for reject in found.rejects(self._ledger):
+                self._on_reject(reject)
+            return found
+        if self._known is None:
+            self._known = KnownDocuments(self._others({other.key for other in all_planned}))
+        piece = self._cut(planned)
+        if changed := [path for path, hashed in planned.hashes.items() if not hashed.still_holds(path)]:
+            names = {item.file.path: item.file.name for item in planned.unit.ranges}
+            self.changing += [names[path] for path in changed]
+            # What was read is not what the key says: no other build may take it for that.
+            return self._disown(piece)
+        return piece
+
+    def _key(self, unit: Unit, hashes: dict[str, str]) -> str:
+        return piece_key(
+            "chunks",
+            {
+                "version": PIECE_VERSION,
+                "ranges": [
+                    [
+                        r.file.name,
+                        r.file.format,
+                        r.file.compression,
+                        r.file.named,
+                        r.start,
+                        r.end,
+                        hashes[r.file.path],
+                    ]
+                    for r in unit.ranges
+                ],
+                "sources": asdict(self._options),
+                **self._shaped_by,
+            },
+        )
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        return self._directory / f"{key}.documents.arrow", self._directory / f"{key}.chunks.arrow"
+
+    def _finished(self, key: str) -> Piece | None:
+        done = self._ledger.get(key)
+        if done is None or not self._is_sound(key, done):
+            return None
+        return Piece(key, *self._paths(key), done["counts"], done["excluded"])
+
+    def _is_sound(self, key: str, done: dict[str, Any]) -> bool:
+        try:
+            return bool([_digest(path) for path in self._paths(key)] == done["files"])
+        except OSError:
+            return False
+
+    def _others(self, planned: set[str]) -> Iterator[tuple[Path, Path]]:
+        """The finished pieces of the same shape that no unit of this build has."""
+        for key, done in self._ledger.entries():
+            if key not in planned and done.get("shape") == self._shape and self._is_sound(key, done):
+                yield self._paths(key)
+
+    def _cut(self, planned: PlannedPiece) -> Piece:
+        documents, chunks = self._paths(planned.key)
+        counts: Counter[str] = Counter()
+        rejects: list[Reject] = []
+        exclusion = Exclusion(self._options.exclude)
+        found = _documents(planned.unit, self._options, exclusion, counts, rejects, self._on_reject)
+        known = self._known
+        if known is None:
+            raise RuntimeError("no pieces were looked through")
+        before = known.found
+        with _Sink(documents, DOCUMENTS) as document_sink, _Sink(chunks, CHUNKS) as chunk_sink:
+            for batch in _batches(known.cut_many(found, self._chunker)):
+                document_sink.write(_document_batch(batch))
+                chunk_sink.write(_chunk_batch([chunk for _, _, cut in batch for chunk in cut]))
+        self.cut += counts["documents"] - (known.found - before)
+        self._ledger.put(
+            planned.key,
+            {
+                "shape": self._shape,
+                "files": [_digest(documents), _digest(chunks)],
+                "counts": dict(counts),
+                "excluded": dict(exclusion.matched),
+                "rejects": [asdict(r) for r in rejects],
+            },
+        )
+        return Piece(planned.key, documents, chunks, dict(counts), dict(exclusion.matched))
+
+    def _disown(self, piece: Piece) -> Piece:
+        value = self._ledger.get(piece.key) or {}
+        key = piece_key("changing", {"key": piece.key})
+        paths = self._paths(key)
+        for old, new in zip((piece.documents, piece.chunks), paths, strict=True):
+            os.replace(old, new)
+        self._ledger.put(key, {**value, "shape": None})
+        self._ledger.drop(piece.key)
+        return Piece(key, *paths, piece.counts, piece.excluded)
 
 
-class ContentHashes:
-    """SHA-256 of source files, each file read once per build."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-
-    def of(self, file: SourceFile) -> str:
-        """Hex digest of the file's bytes; a file that cannot be read hashes as its error, for the reader will
-        reject it.
-        """
-        if file.path not in self._known:
-            try:
-                with open(file.path, "rb") as stream:
-                    self._known = {file.path: hashlib.file_digest(stream, "sha256").hexdigest()}
-            except OSError as error:
-                self._known = {file.path: f"unreadable {error.errno}"}
-        return self._known[file.path]
-
-
-def make_piece(
-    unit: Unit,
-    directory: Path,
-    ledger: Ledger,
-    hashes: ContentHashes,
-    chunker: Chunker,
-    options: SourceOptions,
-    shaped_by: dict[str, Any],
-    on_reject: Callable[[Reject], None],
-) -> Piece:
-    """Read and cut one unit, or find it finished. ``shaped_by`` names the tokenizer and chunk options.
-
-    ``on_reject`` hears of each reject when it is met and may stop the build. Raises OSError when the disk
-    does not take it.
-    """
-    key = piece_key(
-        "chunks",
-        {
-            "version": PIECE_VERSION,
-            "ranges": [
-                [r.file.name, r.file.format, r.file.compression, r.start, r.end, hashes.of(r.file)]
-                for r in unit.ranges
-            ],
-            "sources": asdict(options),
-            **shaped_by,
-        },
-    )
-    documents, chunks = directory / f"{key}.documents.arrow", directory / f"{key}.chunks.arrow"
-    done = ledger.get(key)
-    if done is not None and documents.exists() and chunks.exists():
-        for reject in done["rejects"]:
-            on_reject(Reject(**reject))
-        return Piece(key, documents, chunks, done["counts"], done["excluded"])
-    counts: Counter[str] = Counter()
-    rejects: list[Reject] = []
-    exclusion = Exclusion(options.exclude)
-    found = _documents(unit, options, exclusion, counts, rejects, on_reject)
-    with _Sink(documents, DOCUMENTS) as document_sink, _Sink(chunks, CHUNKS) as chunk_sink:
-        for batch in _batches(chunker.cut_many(found)):
-            document_sink.write(_document_batch(batch))
-            chunk_sink.write(_chunk_batch([chunk for _, cut in batch for chunk in cut]))
-    excluded = dict(exclusion.matched)
-    ledger.put(key, {"counts": dict(counts), "excluded": excluded, "rejects": [asdict(r) for r in rejects]})
-    return Piece(key, documents, chunks, dict(counts), excluded)
+def keep_pieces(pieces: Iterable[Piece], directory: Path, ledger: Ledger) -> None:
+    """Delete all pieces in ``directory`` but these, and all else that the ledger knows."""
+    kept = {piece.key for piece in pieces}
+    ledger.keep_only(kept)
+    for path in directory.iterdir():
+        if path.name.partition(".")[0] not in kept:
+            path.unlink(missing_ok=True)
 
 
 def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
@@ -172,31 +253,14 @@ def read_piece(piece: Piece) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
     with pa.memory_map(str(piece.documents)) as left, pa.memory_map(str(piece.chunks)) as right:
         documents, chunks = pa.ipc.open_file(left), pa.ipc.open_file(right)
         for number in range(documents.num_record_batches):
-            rows = documents.get_batch(number).to_pylist()
+            rows: Any = documents.get_batch(number)
             cut: Any = chunks.get_batch(number)
-            texts, titles = cut.column("text").to_pylist(), cut.column("title").to_pylist()
-            starts, ends = cut.column("start").to_pylist(), cut.column("end").to_pylist()
-            ids, id_ends = _list_parts(cut.column("token_ids"))
-            token_ends, _ = _list_parts(cut.column("token_ends"))
-            # A shard's rows wait in memory: as Python integers their tokens would take ten times as much.
+            found = chunks_of(cut, 0, cut.num_rows)
             at = 0
-            for row in rows:
+            for row in rows.drop_columns(["cut"]).to_pylist():
                 document = DocumentRow(**row)
-                found = []
-                for i in range(at, at + document.chunks):
-                    lo, hi = id_ends[i], id_ends[i + 1]
-                    found.append(
-                        Chunk(
-                            texts[i],
-                            starts[i],
-                            ends[i],
-                            titles[i],
-                            array("I", ids[lo:hi].tobytes()),
-                            array("H", token_ends[lo:hi].tobytes()),
-                        )
-                    )
+                yield document, found[at : at + document.chunks]
                 at += document.chunks
-                yield document, found
 
 
 def _documents(
@@ -242,13 +306,14 @@ def _unstorable(document: Document) -> Reject | None:
     return None
 
 
-def _batches(
-    cut: Iterable[tuple[Document, list[Chunk]]],
-) -> Iterator[list[tuple[DocumentRow, list[Chunk]]]]:
-    batch: list[tuple[DocumentRow, list[Chunk]]] = []
+_Row = tuple[DocumentRow, bytes, list[Chunk]]
+
+
+def _batches(cut: Iterable[tuple[Document, list[Chunk]]]) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
     characters = 0
     for document, chunks in cut:
-        batch.append((_row(document, len(chunks)), chunks))
+        batch.append((_row(document, len(chunks)), cut_key(document), chunks))
         characters += len(document.text)
         if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
@@ -270,8 +335,10 @@ def _row(document: Document, chunks: int) -> DocumentRow:
     )
 
 
-def _document_batch(batch: Sequence[tuple[DocumentRow, list[Chunk]]]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([asdict(row) for row, _ in batch], schema=DOCUMENTS)
+def _document_batch(batch: Sequence[_Row]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(
+        [{**asdict(row), "cut": key} for row, key, _ in batch], schema=DOCUMENTS
+    )
 
 
 def _chunk_batch(chunks: Sequence[Chunk]) -> pa.RecordBatch:
@@ -297,9 +364,9 @@ def _joined(parts: Sequence[Sequence[int]], dtype: type[np.unsignedinteger[Any]]
     return np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
 
 
-def _list_parts(column: Any) -> tuple[NDArray[np.unsignedinteger[Any]], list[int]]:
-    """The values of a list column, and the bounds of each list in them."""
-    return column.values.to_numpy(), column.offsets.to_pylist()
+def _digest(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Sink:
@@ -321,6 +388,8 @@ class _Sink:
         self._writer.close()
         self._stream.close()
         if kind is None:
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(self._temporary, self._path)
         else:
             self._temporary.unlink(missing_ok=True)

@@ -26,9 +26,9 @@ from m3build.embed import make_embedder
 from m3build.index import choose_spec, stored_bytes
 from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
 from m3build.pipeline.codec_stage import PreparedCodec
-from m3build.pipeline.pieces import units_of
 from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.sharder import MAXIMUM_OVER_MINIMUM
+from m3build.pipeline.units import units_of
 from m3build.plan import (
     code_bytes,
     dense_bytes,

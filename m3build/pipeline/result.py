@@ -25,15 +25,17 @@ class CompileResult:
     """The outcome of ``compile``: the version that is current now, and what the build did for it.
 
     ``changed`` is false when sources and options gave the version that was there already. ``repaired`` names
-    the data files of the version before that were missing or damaged and were made anew. ``encoded``
-    references went through the model, ``reused`` ones were copied from the bank, ``repeated`` ones from an
-    earlier shard of this build. ``rejects`` holds the first few.
+    the data files of the version before that were missing or damaged and were made anew. ``cut`` documents
+    went through the tokenizer, the others were known from an earlier build. ``encoded`` references went
+    through the model, ``reused`` ones were copied from the bank, ``repeated`` ones from an earlier shard of
+    this build. ``rejects`` holds the first few.
     """
 
     bank: str
     manifest: Manifest
     changed: bool
     repaired: tuple[str, ...]
+    cut: int
     encoded: int
     reused: int
     repeated: int
@@ -55,6 +57,7 @@ class CompileResult:
             "sha256": self.manifest.sha256,
             "changed": self.changed,
             "repaired": list(self.repaired),
+            "cut": self.cut,
             "encoded": self.encoded,
             "reused": self.reused,
             "repeated": self.repeated,

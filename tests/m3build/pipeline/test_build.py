@@ -85,10 +85,6 @@ def test_building_again_changes_nothing_and_makes_no_version(bank: Path, corpus:
     assert list_versions(bank) == [1]
 
 
-def test_scratch_files_are_gone_after_a_build(built: Path) -> None:
-    assert not (built / "build").exists()
-
-
 def test_an_edit_encodes_only_the_chunks_that_changed(
     bank: Path, corpus: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:

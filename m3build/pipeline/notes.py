@@ -1,4 +1,5 @@
-"""What a build says about documents that were to be left out."""
+"""What a build says about documents that were to be left out, and about a codec of a bank that was of text
+only."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from m3build.config import Settings
 from m3build_formats.manifest import Manifest
 
 
@@ -29,3 +31,16 @@ def exclusion_notes(
             f"{few:,} centroids of the codec stand for fewer than three training vectors, and so may be "
             "close to a key or value of an excluded text: --retrain makes a new codec"
         )
+
+
+def codec_note(kept: Manifest | None, settings: Settings) -> str | None:
+    """What to know of a codec that was trained on what happened to be retrieved, when all is encoded."""
+    if kept is None or settings.text_only or kept.files.codec is None:
+        return None
+    trained_on = kept.codec.get("trained_on")
+    if not isinstance(trained_on, dict) or "corpus_references" in trained_on:
+        return None
+    return (
+        f"the codec was trained on the first {trained_on.get('references')} references that were retrieved: "
+        "--retrain trains one on all"
+    )

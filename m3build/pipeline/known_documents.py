@@ -1,0 +1,137 @@
+"""Documents that earlier builds have cut, so that none is cut and tokenized twice while it stays the same,
+wherever it stands now.
+
+A document's chunks follow from its text, title and headings, given the chunker and its tokenizer. Pieces
+keep a hash of the three for each document; those of earlier pieces go into a private temporary SQLite
+database (some 60 bytes a document), and the chunks are read from the piece when they are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from m3build.chunking import Chunker
+from m3build.records import Chunk, Document
+
+_OPEN_PIECES: Final = 8
+_CACHE_KIB: Final = 16 * 1024
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 21  # as the chunker groups them
+
+
+def cut_key(document: Document) -> bytes:
+    """SHA-256 of all of a document that shapes its chunks."""
+    outline = json.dumps([document.title, [[h.start, h.level, h.text] for h in document.headings]])
+    return hashlib.sha256(outline.encode() + b"\0" + document.text.encode("utf-8")).digest()
+
+
+class KnownDocuments:
+    """The documents of finished pieces, each a pair of Arrow files (documents, chunks) of the same chunker
+    and tokenizer as the build's. A context manager. ``found`` counts the documents that were there."""
+
+    def __init__(self, pieces: Iterable[tuple[Path, Path]]) -> None:
+        # An empty name is SQLite's private temporary database, which spills to disk beyond its cache.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(
+            f"PRAGMA cache_size = -{_CACHE_KIB}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+            "CREATE TABLE known (cut BLOB PRIMARY KEY, piece INTEGER, batch INTEGER, first INTEGER, "
+            "chunks INTEGER) WITHOUT ROWID; BEGIN"
+        )
+        self._chunks: list[Path] = []
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self.found = 0
+        for documents, chunks in pieces:
+            self._chunks.append(chunks)
+            self._database.executemany(
+                "INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", self._rows(documents)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.clear()
+        self._database.close()
+
+    def cut_many(
+        self, documents: Iterable[Document], chunker: Chunker
+    ) -> Iterator[tuple[Document, list[Chunk]]]:
+        """Each document with its chunks, in order: as they are known, or else as ``chunker`` cuts it."""
+        for group in _groups(documents):
+            chunks = [self._of(document) for document in group]
+            new = chunker.cut_many(
+                document for document, known in zip(group, chunks, strict=True) if known is None
+            )
+            for document, known in zip(group, chunks, strict=True):
+                yield (document, known) if known is not None else next(new)
+
+    def _of(self, document: Document) -> list[Chunk] | None:
+        row = self._database.execute(
+            "SELECT piece, batch, first, chunks FROM known WHERE cut = ?", [cut_key(document)]
+        ).fetchone()
+        if row is None:
+            return None
+        piece, batch, first, count = row
+        self.found += 1
+        return chunks_of(self._file(piece).get_batch(batch), first, count)
+
+    def _file(self, piece: int) -> Any:
+        if piece not in self._open:
+            if len(self._open) >= _OPEN_PIECES:
+                self._open.popitem(last=False)
+            self._open[piece] = pa.ipc.open_file(pa.memory_map(str(self._chunks[piece])))
+        self._open.move_to_end(piece)
+        return self._open[piece]
+
+    def _rows(self, documents: Path) -> Iterator[tuple[bytes, int, int, int, int]]:
+        with pa.memory_map(str(documents)) as source:
+            file = pa.ipc.open_file(source)
+            for number in range(file.num_record_batches):
+                batch: Any = file.get_batch(number)
+                first = 0
+                keys, counts = batch.column("cut").to_pylist(), batch.column("chunks").to_pylist()
+                for key, count in zip(keys, counts, strict=True):
+                    yield key, len(self._chunks) - 1, number, first, count
+                    first += count
+
+
+def chunks_of(batch: Any, first: int, count: int) -> list[Chunk]:
+    """``count`` chunks of a record batch of chunks, from row ``first`` on."""
+    rows = batch.slice(first, count)
+    texts, titles = rows.column("text").to_pylist(), rows.column("title").to_pylist()
+    starts, ends = rows.column("start").to_pylist(), rows.column("end").to_pylist()
+    # A shard's rows wait in memory: as Python integers their tokens would take ten times as much.
+    ids, token_ends = _lists(rows.column("token_ids"), "I"), _lists(rows.column("token_ends"), "H")
+    return [Chunk(*columns) for columns in zip(texts, starts, ends, titles, ids, token_ends, strict=True)]
+
+
+def _lists(column: Any, code: str) -> list[array[int]]:
+    """The lists of a column, each as an array."""
+    values, bounds = column.values.to_numpy(), column.offsets.to_pylist()
+    return [array(code, values[lo:hi].tobytes()) for lo, hi in pairwise(bounds)]
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    characters = 0
+    for document in documents:
+        group.append(document)
+        characters += len(document.text)
+        if len(group) >= _GROUP_DOCUMENTS or characters >= _GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
