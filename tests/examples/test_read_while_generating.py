@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "corpus" / "notes"
+# Other tests run on the other cores.
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
@@ -26,7 +28,7 @@ def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'formats'}:{ROOT / 'cli'}", "PATH": "", "HF_HUB_OFFLINE": "1"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'formats'}:{ROOT / 'cli'}", "PATH": "", **QUIET},
     )
     assert done.returncode == 0, done.stderr
     generation, _, read = done.stdout.partition("\nIt read:\n")
