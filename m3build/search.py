@@ -27,7 +27,6 @@ from m3build.records import reference_text
 from m3build_formats.errors import CorruptError, MismatchError, UsageError
 from m3build_formats.open_bank import BankFiles
 from m3build_formats.shard import Shard
-from m3build_formats.shard_tables import ChunkRow
 
 QUERIES_AT_ONCE = 64
 
@@ -176,20 +175,20 @@ class Searcher:
 
     def _best(self, query: str, candidates: list[_Candidate], k: int, embedder: Embedder) -> list[Hit]:
         if not embedder.candidates:
-            return [
-                self._hit(candidate.score, candidate, self._chunk(candidate)) for candidate in candidates[:k]
-            ]
-        chunks = [self._chunk(candidate) for candidate in candidates]
-        scores = embedder.rerank(query, [reference_text(chunk.title, chunk.text) for chunk in chunks])
+            return [self._hit(candidate.score, candidate) for candidate in candidates[:k]]
+        # Whole chunks are made of the few that are found: the candidates are many.
+        scores = embedder.rerank(query, [self._text(candidate) for candidate in candidates])
         # A stable sort: the index's order, then part and row, settles equal scores.
         order = np.argsort(-scores, kind="stable")[:k].tolist()
-        return [self._hit(float(scores[n]), candidates[n], chunks[n]) for n in order if scores[n] > 0]
+        return [self._hit(float(scores[n]), candidates[n]) for n in order if scores[n] > 0]
 
-    def _chunk(self, candidate: _Candidate) -> ChunkRow:
+    def _text(self, candidate: _Candidate) -> str:
         shard, row = candidate.places[0]
-        return self._shards[shard].chunk(row)
+        return reference_text(*self._shards[shard].title_and_text(row))
 
-    def _hit(self, score: float, candidate: _Candidate, chunk: ChunkRow) -> Hit:
+    def _hit(self, score: float, candidate: _Candidate) -> Hit:
+        number, place = candidate.places[0]
+        chunk = self._shards[number].chunk(place)
         shard, row = min(candidate.places)
         sources = tuple(sources_of(self._shards, sorted(candidate.places)))
         return Hit(chunk.id.hex(), score, chunk.text, chunk.title, sources, shard, row)

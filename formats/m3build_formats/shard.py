@@ -63,6 +63,13 @@ class Shard:
         batch, number = self._chunks.place(row)
         return _chunk_row(self._chunks.batch(batch), number)
 
+    def title_and_text(self, row: int) -> tuple[str, str]:
+        """Those of the chunk in ``row``, for less than the whole chunk costs; raises IndexError,
+        CorruptError."""
+        batch, number = self._chunks.place(row)
+        columns = self._chunks.batch(batch)
+        return columns.column("title")[number].as_py(), columns.column("text")[number].as_py()
+
     def chunks(self) -> Iterator[ChunkRow]:
         """All chunks in row order."""
         for batch in self._chunks.batches():
