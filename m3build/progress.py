@@ -27,6 +27,10 @@ class Progress(Protocol):
         """Something worth a line: a warning or a choice that was made."""
         ...
 
+    def rejected(self, count: int) -> None:
+        """``count`` records of the input are rejected by now."""
+        ...
+
 
 class _SilentStage:
     def advance(self, amount: int) -> None:
@@ -41,4 +45,7 @@ class Silent:
         return nullcontext(_SilentStage())
 
     def note(self, message: str) -> None:
+        """Dropped."""
+
+    def rejected(self, count: int) -> None:
         """Dropped."""

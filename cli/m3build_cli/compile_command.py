@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from m3build.config import CompileOptions, RunOptions
+from m3build.progress import Progress
 from m3build_cli.output import json_option, print_json
 from m3build_cli.progress import progress_for
+from m3build_cli.result_file import result_file
+from m3build_formats.errors import MismatchError
 
 SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, first, last"
 
@@ -172,18 +176,36 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 )
 @click.option(
     "--progress",
-    type=click.Choice(["auto", "bar", "lines", "none"]),
+    type=click.Choice(["auto", "bar", "lines", "json", "none"]),
     default="auto",
     show_default=True,
     help="How progress is shown on standard error.",
 )
+@click.option(
+    "--result",
+    "result_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write how it ended to this file, as JSON, whatever happens.",
+)
+@click.option(
+    "--reproduce",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="BANK",
+    help="Build BANK again elsewhere and say what differs; exit code 4 if anything does.",
+)
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     sources: tuple[str, ...],
     bank: Path | None,
     plan: bool,
     references: float | None,
     progress: str,
+    result_path: Path | None,
+    reproduce: Path | None,
     as_json: bool,
     keep_fields: tuple[str, ...],
     **given: Any,
@@ -199,6 +221,7 @@ def command(
       m3build compile corpus/ -o bank/ --model path/to/model
       m3build compile corpus/ -o bank/ --model path/to/model --plan
       m3build compile corpus/ -o bank/ --exclude 'letters/*'
+      m3build compile corpus/ --reproduce bank/
       zcat dump.jsonl.gz | m3build compile - -o bank/ --model path/to/model --text-field body
     """
     given["keep_fields"] = keep_fields or None
@@ -219,17 +242,44 @@ def command(
         return
     if references is not None:
         raise click.UsageError("--references goes with --plan")
-    if bank is None:
-        raise click.UsageError("where to? Name the bank's directory with -o")
-    if not sources:
-        raise click.UsageError(
-            "what to compile? Name at least one file, directory or glob, or - for standard input"
-        )
+    with result_file(result_path) as ended:
+        if not sources:
+            raise click.UsageError(
+                "what to compile? Name at least one file, directory or glob, or - for standard input"
+            )
+        if reproduce is not None:
+            if bank is not None:
+                raise click.UsageError("--reproduce makes no bank: leave out -o")
+            found, text = _build_again(sources, reproduce, options, run, listener)
+            ended.put(found, 0 if found["identical"] else MismatchError.exit_code)
+        elif bank is not None:
+            found, text = _build(sources, bank, options, run, listener)
+            ended.put(found)
+        else:
+            raise click.UsageError("where to? Name the bank's directory with -o")
+        if as_json:
+            print_json(found)
+        else:
+            click.echo(text)
+    if ended.exit_code:
+        context.exit(ended.exit_code)
+
+
+def _build(
+    sources: Sequence[str], bank: Path, options: CompileOptions, run: RunOptions, listener: Progress
+) -> tuple[dict[str, Any], str]:
     from m3build.pipeline import compile_bank
     from m3build_cli.compile_text import describe_result
 
     outcome = compile_bank(sources, bank, options, run, progress=listener, standard_input=sys.stdin.buffer)
-    if as_json:
-        print_json(outcome.to_json())
-    else:
-        click.echo(describe_result(outcome))
+    return outcome.to_json(), describe_result(outcome)
+
+
+def _build_again(
+    sources: Sequence[str], bank: Path, options: CompileOptions, run: RunOptions, listener: Progress
+) -> tuple[dict[str, Any], str]:
+    from m3build.pipeline.reproduce import reproduce
+    from m3build_cli.compile_text import describe_reproduction
+
+    found = reproduce(sources, bank, options, run, listener, sys.stdin.buffer)
+    return found.to_json(), describe_reproduction(found)

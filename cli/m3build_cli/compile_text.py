@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from m3build.pipeline.reproduce import Reproduction
 from m3build.pipeline.result import CompileResult
 from m3build.plan import in_both_units, in_decimal_units
 from m3build_formats.info import describe
@@ -48,6 +49,20 @@ def describe_result(result: CompileResult) -> str:
         lines += [f"    {r.source}, {r.where}: {r.reason}" for r in result.rejects]
         if facts["rejects"] > len(result.rejects):
             lines.append("    …")
+    return "\n".join(lines)
+
+
+def describe_reproduction(result: Reproduction) -> str:
+    """One line where all bytes are the same, else what differs."""
+    made = f"built again in {result.seconds:,.1f} s, {result.encoded:,} references encoded"
+    if result.identical:
+        return f"{result.bank}: version {result.version} is byte-identical ({made})"
+    lines = [f"{result.bank}: version {result.version} came out otherwise ({made}):"]
+    lines += [f"  {words}" for words in result.differences]
+    lines += [
+        f"  {name}: {then or 'none'} then, {now or 'none'} now"
+        for name, (then, now) in result.libraries.items()
+    ]
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from m3build_cli.exit_codes import BUG, INTERRUPTED, TERMINATED, Terminated
 from m3build_formats.errors import M3Error, UsageError
 
 COMMANDS = {
@@ -35,11 +36,6 @@ COMMANDS = {
     "merge": "Make one bank of several, without encoding anything again.",
     "gc": "Remove old versions and the files that only they need.",
 }
-INTERRUPTED, TERMINATED, BUG = 130, 143, 1
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that nothing on the way out takes it for a failure of its own."""
 
 
 class Commands(click.Group):

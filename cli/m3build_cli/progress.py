@@ -1,9 +1,10 @@
-"""Progress for people, on standard error: a bar with rate and time left on a terminal, else one line every
-few seconds.
+"""Progress on standard error: for people a bar with rate and time left on a terminal, else one line every few
+seconds; for programs JSON lines.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_OBJECTS = 1.0
 BYTE_UNITS = {"bytes": "B"}
 
 
@@ -42,6 +44,9 @@ class TerminalProgress:
             mininterval=0.2,
         ) as bar:
             yield _Bar(bar)
+
+    def rejected(self, count: int) -> None:
+        """The summary has them."""
 
     def note(self, message: str) -> None:
         """A line above the bar."""
@@ -71,6 +76,9 @@ class LineProgress:
         stage = _Lines(self._stream, name, total, unit)
         yield stage
         stage.say(final=True)
+
+    def rejected(self, count: int) -> None:
+        """The summary has them."""
 
     def note(self, message: str) -> None:
         """One line."""
@@ -106,6 +114,75 @@ class _Lines:
         )
 
 
+class JsonProgress:
+    """One JSON object a line, for schedulers: ``event`` is "stage" (when a stage begins, every second while
+    it runs, and when it ends) or "note".
+
+    A stage has ``stage``, ``state`` ("begun", "running", "done"), ``done``, ``total`` (or null), ``unit``,
+    ``rate`` in units a second, ``eta`` in seconds (or null), ``rejects`` so far, and ``seconds`` since the
+    command began.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._began = time.monotonic()
+        self.rejects = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
+        """A stage that says how far it is."""
+        stage = _JsonStage(self, name, total, unit)
+        stage.say("begun")
+        yield stage
+        stage.say("done")
+
+    def note(self, message: str) -> None:
+        """One object."""
+        self.say({"event": "note", "message": message})
+
+    def rejected(self, count: int) -> None:
+        """Taken down for the next line."""
+        self.rejects = count
+
+    def say(self, fields: dict[str, object]) -> None:
+        """One line, at once."""
+        line = {**fields, "rejects": self.rejects, "seconds": round(time.monotonic() - self._began, 3)}
+        print(json.dumps(line), file=self._stream, flush=True)
+
+
+class _JsonStage:
+    def __init__(self, owner: JsonProgress, name: str, total: int | None, unit: str) -> None:
+        self._owner, self._name, self._total, self._unit = owner, name, total, unit
+        self._done = 0
+        self._began = self._said = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        """``amount`` more units are done; says so once a second."""
+        self._done += amount
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_OBJECTS:
+            self.say("running")
+
+    def say(self, state: str) -> None:
+        """One line."""
+        self._said = time.monotonic()
+        rate = self._done / max(self._said - self._began, 1e-9)
+        left = None
+        if self._total is not None and rate > 0:
+            left = round((self._total - self._done) / rate, 3)
+        self._owner.say(
+            {
+                "event": "stage",
+                "stage": self._name,
+                "state": state,
+                "done": self._done,
+                "total": self._total,
+                "unit": self._unit,
+                "rate": round(rate, 3),
+                "eta": 0.0 if state == "done" else left,
+            }
+        )
+
+
 class NotesOnly(Silent):
     """No progress, and notes all the same: they are about what comes out, such as traces that a take-down
     leaves in a codec."""
@@ -119,7 +196,10 @@ class NotesOnly(Silent):
 
 
 def progress_for(choice: str) -> Progress:
-    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines``, or ``none``: notes alone."""
+    """``auto`` (a bar on a terminal, lines elsewhere), ``bar``, ``lines``, ``json`` or ``none``: notes
+    alone."""
+    if choice == "json":
+        return JsonProgress(sys.stderr)
     if choice == "none":
         return NotesOnly(sys.stderr)
     if choice == "bar" or (choice == "auto" and sys.stderr.isatty()):

@@ -5,7 +5,7 @@ bounded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ SHOWN = 3
 
 
 class RejectGate:
-    """Counts rejects and stops the build when there are too many; remembers the first few for the message."""
+    """Counts rejects, tells how many there are, and stops the build when there are too many; remembers the
+    first few for the message."""
 
-    def __init__(self, limit: RejectLimit) -> None:
+    def __init__(self, limit: RejectLimit, tell: Callable[[int], None]) -> None:
         self._limit = limit
+        self._tell = tell
         self.first: list[Reject] = []
         self.count = 0
 
@@ -39,6 +41,7 @@ class RejectGate:
         if reject.kind != "reject":
             return
         self.count += 1
+        self._tell(self.count)
         if len(self.first) < SHOWN:
             self.first.append(reject)
         if self._limit.count is not None and self.count > self._limit.count:
@@ -105,7 +108,7 @@ def chunk_corpus(
     ``found`` are the rejects of discovery. Raises InputError when rejects pass the limit or no document is
     left.
     """
-    gate = RejectGate(limit)
+    gate = RejectGate(limit, progress.rejected)
     counts: Counter[str] = Counter()
     for reject in found:
         counts["unsupported_files" if reject.kind == "unsupported" else "rejects"] += 1

@@ -37,6 +37,10 @@ class Watch:
         self.notes.append(message)
         self._inner.note(message)
 
+    def rejected(self, count: int) -> None:
+        """Passed on."""
+        self._inner.rejected(count)
+
     @property
     def seconds(self) -> float:
         """Seconds since the build began."""

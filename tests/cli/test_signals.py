@@ -3,63 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
+from warm_processes import Command, Surroundings
 
-from m3build_cli.main import run
 from m3build_formats.bank import list_versions
 from m3build_formats.verify import verify
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_build_says_how_to_go_on_and_then_goes_on(
-    number: signal.Signals,
-    code: int,
-    tmp_path: Path,
-    tiny_llama: Path,
-    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, code: int, tmp_path: Path, tiny_llama: Path
 ) -> None:
     source = tmp_path / "many.jsonl"
-    with source.open("w", encoding="utf-8") as file:
-        for i in range(400):
-            file.write(
-                json.dumps({"text": f"Record {i} is about {i * 7919} things and {i % 13} more of them."})
-                + "\n"
-            )
+    lines = (f"Record {i} is about {i * 7919} things and {i % 13} more of them." for i in range(200))
+    source.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
     bank = tmp_path / "bank"
-    command = [sys.executable, "-m", "m3build_cli.main", "compile", str(source), "-o", str(bank)]
-    command += ["--model", str(tiny_llama), "--codec", "SQ8", "--progress", "lines"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # A shell starts background jobs with SIGINT ignored, and tests may run in one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stderr is not None
-    seen = ""
+    arguments = ["compile", str(source), "-o", str(bank), "--model", str(tiny_llama), "--codec", "SQ8"]
+    command = Command([*arguments, "--progress", "lines"], Surroundings(tmp_path), tmp_path)
     # Most of the work is still to be done then, so that the build is not done before it hears of the signal.
-    while "shard:" not in seen:
-        line = process.stderr.readline()
-        assert line, seen
-        seen += line
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == code, rest
-    assert "run the same command again" in rest
-    assert "Traceback" not in rest
+    while "shard:" not in command.errors:
+        assert command.runs, command.errors
+        time.sleep(0.005)
+    command.send(number)
+    assert command.wait() == code, command.errors
+    assert "run the same command again" in command.errors
+    assert "Traceback" not in command.errors
     assert list_versions(bank) == []
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        run([*command[3:], "--json"])
-    assert ended.value.code == 0
-    assert json.loads(capsys.readouterr().out)["version"] == 1
+    again = Command([*arguments, "--json"], Surroundings(tmp_path), tmp_path)
+    assert again.wait() == 0, again.errors
+    assert json.loads(again.output)["version"] == 1
     assert not verify(bank).problems
