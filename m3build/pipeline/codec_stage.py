@@ -212,7 +212,8 @@ def memory_key(model: LoadedModel, fingerprint: str) -> dict[str, Any]:
 
 def code_key(model: LoadedModel, fingerprint: str, codec: PreparedCodec) -> str:
     """A hash of all that shapes a stored memory given its text."""
-    stored = codec.file.sha256 if codec.file else str(codec.codec.spec)
+    # Not the file alone: that of SQ4 and of SQ8 may hold the same numbers.
+    stored = [str(codec.codec.spec), codec.file.sha256 if codec.file else None]
     return piece_key("code", {**memory_key(model, fingerprint), "codec": stored})
 
 
