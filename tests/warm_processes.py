@@ -31,15 +31,17 @@ class Surroundings:
     environment: dict[str, str] = field(default_factory=dict)
     locale: str = "C"
     threads: int = 1
+    # Seconds of the processor after which the system ends the process on the spot.
+    dies_after: float | None = None
 
 
 class Command:
     """A command that runs; its outputs go to files."""
 
     def __init__(self, arguments: list[str], around: Surroundings, place: Path) -> None:
-        self._out, self._err = place / "stdout", place / "stderr"
+        self._out, self._err, self._spent = place / "stdout", place / "stderr", place / "spent"
         self._process: Any = _server().Process(
-            target=_child, args=(arguments, around, str(self._out), str(self._err))
+            target=_child, args=(arguments, around, str(self._out), str(self._err), str(self._spent))
         )
         self._process.start()
 
@@ -68,6 +70,11 @@ class Command:
         """What is on its standard output by now."""
         return self._out.read_text(encoding="utf-8") if self._out.exists() else ""
 
+    @property
+    def spent(self) -> float:
+        """Seconds of the processor that it took, once it has ended by itself."""
+        return float(self._spent.read_text(encoding="ascii"))
+
 
 @cache
 def _server() -> Any:
@@ -95,7 +102,7 @@ def _nothing() -> None:
     """A first child."""
 
 
-def _child(arguments: list[str], around: Surroundings, out: str, err: str) -> None:
+def _child(arguments: list[str], around: Surroundings, out: str, err: str, spent: str) -> None:
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
@@ -113,4 +120,12 @@ def _child(arguments: list[str], around: Surroundings, out: str, err: str) -> No
     from m3build_cli.main import run
 
     torch.set_num_threads(around.threads)
-    run(arguments)
+    began = time.process_time()
+    if around.dies_after is not None:
+        # Like SIGKILL it runs nothing of the process. The processor's time is the same on a busy machine.
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, max(around.dies_after, 1e-3))
+    try:
+        run(arguments)
+    finally:
+        Path(spent).write_text(str(time.process_time() - began), encoding="ascii")

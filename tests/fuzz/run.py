@@ -67,6 +67,8 @@ def fuzz(
             result.accepted += accepted
             if code == 0:
                 break
+            if code == -signal.SIGINT:
+                raise KeyboardInterrupt
             last = log.read_text(encoding="utf-8", errors="replace").strip()
             words = f"{_how(code)}: {_cause(last)}"
             if not count:

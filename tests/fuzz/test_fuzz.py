@@ -69,6 +69,14 @@ def test_what_ends_a_worker_is_a_finding(code: str, words: str, tmp_path: Path) 
     assert data == b"the input"
 
 
+def test_an_interrupt_from_outside_is_no_finding(tmp_path: Path) -> None:
+    worker = tmp_path / "worker.py"
+    code = "signal.signal(signal.SIGINT, signal.SIG_DFL)\nos.kill(os.getpid(), signal.SIGINT)"
+    worker.write_text(WORKER.format(place=str(HERE), code=code), encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        fuzz("any", "own", 1, 60, 1, worker)
+
+
 WAITS = "import time; time.sleep(60)"
 COMPUTES = "import time\nend = time.process_time() + 1\nwhile time.process_time() < end: pass"
 IS_STOPPED = """

@@ -61,6 +61,8 @@ def main() -> None:
         import targets
     from mutate import LARGEST, mutate
 
+    # An interrupt from outside must not look like an exception of the target.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     target, notes = targets.TARGETS[name], Notes(path)
     seeds = target.seeds()
     for data in seeds:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -39,9 +39,7 @@ class Kills:
             for bank_of in (place / f"warm-up-{at}", place / bank):
                 if at:
                     shutil.copytree(place / "bank-1", bank_of)
-                began = time.monotonic()
-                self._finish(corpus, bank_of, around, 16384)
-                self._seconds[at] = time.monotonic() - began
+                self._seconds[at] = self._finish(corpus, bank_of, around, 16384)
 
     def try_one(self, number: int, draw: random.Random) -> None:
         """One build, killed ``KILLS`` times, then finished; raises AssertionError where it made other
@@ -54,12 +52,11 @@ class Kills:
         corpus = ("first", "second")[second]
         for _ in range(KILLS):
             around, budget = self._surroundings(home, draw)
+            around = replace(around, dies_after=draw.random() * self._seconds[second])
             command = self._start(corpus, home / "bank", around, budget)
-            time.sleep(draw.random() * self._seconds[second])
-            command.send(signal.SIGKILL)
             code = command.wait()
-            self.counts["killed" if code == -signal.SIGKILL else "done before they were killed"] += 1
-            assert code in (0, -signal.SIGKILL), command.errors
+            self.counts["killed" if code == -signal.SIGPROF else "done before they were killed"] += 1
+            assert code in (0, -signal.SIGPROF), command.errors
         around, budget = self._surroundings(home, draw)
         self._finish(corpus, home / "bank", around, budget)
         _same(home / "bank", self._place / f"bank-{1 + second}")
@@ -86,13 +83,15 @@ class Kills:
         fixed = {**around.environment, "SOURCE_DATE_EPOCH": "1700000000"}
         return Command(
             arguments,
-            Surroundings(around.directory, fixed, around.locale, around.threads),
+            replace(around, environment=fixed),
             bank.parent,
         )
 
-    def _finish(self, corpus: str, bank: Path, around: Surroundings, batch_tokens: int) -> None:
+    def _finish(self, corpus: str, bank: Path, around: Surroundings, batch_tokens: int) -> float:
+        """Seconds of the processor that it took."""
         command = self._start(corpus, bank, around, batch_tokens)
         assert command.wait() == 0, command.errors
+        return command.spent
 
 
 def kill_builds(place: Path, model: Path, builds: int, seed: int) -> Counter[str]:
