@@ -5,13 +5,76 @@ Plain frozen dataclasses over checked JSON (`manifest_check` does the checking);
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from m3build_formats.layout import SUFFIXES
+from m3build_formats.layout import BATCH_DIGEST_BYTES, SUFFIXES
 
 JSON = dict[str, Any]
+
+
+class Packed(Sequence[Any]):
+    """The ends or digests of a file's batches. A large bank has hundreds of thousands of batches, and as
+    Python objects these would take five times the memory."""
+
+    __slots__ = ("_bytes",)
+    _each = 8
+
+    def __init__(self, packed: bytes) -> None:
+        self._bytes = packed
+
+    def __len__(self) -> int:
+        return len(self._bytes) // self._each
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return tuple(self[number] for number in range(*at.indices(len(self))))
+        start = range(len(self))[at] * self._each
+        return self._value(self._bytes[start : start + self._each])
+
+    def __eq__(self, other: object) -> bool:
+        return self._bytes == other._bytes if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def _value(self, packed: bytes) -> Any:
+        raise NotImplementedError
+
+
+class Ends(Packed):
+    """Places in a file, as integers."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, ends: Sequence[int]) -> Ends:
+        """Raises OverflowError for what is no place in a file."""
+        return ends if isinstance(ends, cls) else cls(array("Q", ends).tobytes())
+
+    def _value(self, packed: bytes) -> int:
+        return int.from_bytes(packed, sys.byteorder)
+
+
+class Digests(Packed):
+    """Digests of 128 bits, as strings in hex."""
+
+    __slots__ = ()
+    _each = BATCH_DIGEST_BYTES
+
+    @classmethod
+    def of(cls, digests: Sequence[str]) -> Digests:
+        """Raises ValueError for what is not hex."""
+        return digests if isinstance(digests, cls) else cls(b"".join(map(bytes.fromhex, digests)))
+
+    def _value(self, packed: bytes) -> str:
+        return packed.hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +90,12 @@ class Batches:
     rows: int
     head_bytes: int
     head_digest: str
-    ends: tuple[int, ...]
-    digests: tuple[str, ...]
+    ends: Sequence[int]
+    digests: Sequence[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ends", Ends.of(self.ends))
+        object.__setattr__(self, "digests", Digests.of(self.digests))
 
     def span(self, batch: int) -> tuple[int, int]:
         """First byte of a batch's message and the byte after its last."""
@@ -76,8 +143,8 @@ class FileEntry:
                 rows=batches["rows"],
                 head_bytes=batches["head"]["bytes"],
                 head_digest=batches["head"]["digest"],
-                ends=tuple(batches["ends"]),
-                digests=tuple(batches["digests"]),
+                ends=batches["ends"],
+                digests=batches["digests"],
             )
             if batches
             else None,
