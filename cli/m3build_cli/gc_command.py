@@ -85,7 +85,7 @@ def _lines(report: GcReport) -> Iterator[str]:
 
 def _purge_lines(report: GcReport) -> Iterator[str]:
     if report.build_files:
-        yield f"  build/: {_count(report.build_files, 'file')} of stopped builds among what is freed"
+        yield f"  build/: {_count(report.build_files, 'file')} of earlier builds among what is freed"
     if report.shared_files:
         yield (
             f"  {_count(report.shared_files, 'file')} of removed versions stay: the current one has the very "
