@@ -101,18 +101,18 @@ class Reading:
     last_position: int
     memories: Mapping[int, LayerMemory]
     layout: ChunkLayout | None
-    # By mask: what it hides, which is the same in all layers that share it.
-    _hidden: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=dict)
+    # By mask and number of keys: what is hidden, which is the same in all layers that share them.
+    _hidden: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=dict)
 
     def hidden(self, attention_mask: torch.Tensor, seen: int) -> torch.Tensor | None:
         """Bool (B, 1, 1, T, S), True where a token may not attend to one of the ``seen`` context tokens; None
         where nothing is hidden."""
         # The mask is kept too, so that its identity is not given to another.
-        mask, found = self._hidden.get(id(attention_mask), (None, None))
+        mask, found = self._hidden.get((id(attention_mask), seen), (None, None))
         if mask is None:
             own = attention_mask[:, :, None, :, :seen]
             found = None if bool(own.all()) else ~own
-            self._hidden[id(attention_mask)] = attention_mask, found
+            self._hidden[id(attention_mask), seen] = attention_mask, found
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from m3build_cli.output import json_option, print_json
+from m3build_cli.output import device_option, json_option, print_json, trust_remote_code_option
 
 
 @click.command("calibrate")
@@ -36,17 +36,11 @@ from m3build_cli.output import json_option, print_json
     show_default=True,
     help="Arithmetic of the model.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where the model runs.",
-)
+@device_option
 @click.option(
     "--write", is_flag=True, help="Write the recommendation to memory3.json in the model directory."
 )
-@click.option("--trust-remote-code", is_flag=True, help="Allow the model directory to run code of its own.")
+@trust_remote_code_option
 @json_option
 def command(
     model: str,

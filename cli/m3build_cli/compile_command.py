@@ -11,7 +11,7 @@ import click
 
 from m3build.config import CompileOptions, RunOptions
 from m3build.progress import Progress
-from m3build_cli.output import json_option, print_json
+from m3build_cli.output import device_option, json_option, print_json, trust_remote_code_option
 from m3build_cli.progress import progress_for
 from m3build_cli.result_file import result_file
 from m3build_formats.errors import MismatchError
@@ -141,13 +141,7 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     type=click.Choice(["auto", "bfloat16", "float32", "float16"]),
     help="Arithmetic of the model.  [default: bfloat16 where native, else float32]",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where the model runs.",
-)
+@device_option
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
@@ -156,7 +150,7 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     metavar="N",
     help="Tokens in one batch at most; bounds memory.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Allow the model directory to run code of its own.")
+@trust_remote_code_option
 @click.option(
     "--rebuild", is_flag=True, help="Build anew with these options even if the bank was built with others."
 )

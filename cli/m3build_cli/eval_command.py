@@ -10,7 +10,7 @@ import click
 from m3build.evaluation.gate import FIGURES
 from m3build.evaluation.options import EvalOptions
 from m3build.evaluation.overlap import LIMIT
-from m3build_cli.output import bank_argument, json_option, print_json, version_option
+from m3build_cli.output import bank_argument, device_option, json_option, print_json, version_option
 from m3build_cli.progress import progress_for
 
 _FIGURES = "\n".join(f"  {name:<19} {figure.meaning}" for name, figure in FIGURES.items())
@@ -27,9 +27,7 @@ _FIGURES = "\n".join(f"  {name:<19} {figure.meaning}" for name, figure in FIGURE
 @click.option("--queries", metavar="FILE", help="Questions, JSON lines with _id and text (BEIR's layout).")
 @click.option("--qrels", metavar="FILE", help="Query id, document id and score, with tabs between.")
 @click.option("--model", metavar="DIR|ID", help="The bank's model, where the bank does not find it itself.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @click.option(
     "--dtype", default="auto", show_default=True, help="Number type of the model; auto is the bank's."
 )

@@ -40,6 +40,24 @@ def json_option(function: F) -> F:
     )
 
 
+def device_option(function: F) -> F:
+    """``--device``."""
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        show_default=True,
+        help="Where the model runs.",
+    )(function)
+
+
+def trust_remote_code_option(function: F) -> F:
+    """``--trust-remote-code``."""
+    return click.option(
+        "--trust-remote-code", is_flag=True, help="Allow the model directory to run code of its own."
+    )(function)
+
+
 def print_json(value: object) -> None:
     """One JSON document, keys as they come, any text as it is where standard output can show it."""
     # Escapes of the stream itself would not be JSON.

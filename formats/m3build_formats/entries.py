@@ -6,6 +6,7 @@ Plain frozen dataclasses over checked JSON (`manifest_check` does the checking);
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class Packed(Sequence[Any]):
     def __repr__(self) -> str:
         return repr(tuple(self))
 
-    def _value(self, packed: bytes) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _value(self, packed: bytes) -> Any: ...
 
 
 class Ends(Packed):

@@ -86,7 +86,7 @@ class Chunker:
 
         Reads ahead by 256 documents or about two million characters at most.
         """
-        for group in _groups(documents):
+        for group in groups_of(documents):
             yield from zip(group, self._cut_group(group), strict=True)
 
     def _cut_group(self, group: list[Document]) -> list[list[Chunk]]:
@@ -151,7 +151,7 @@ def _sections(text: str, outline: Outline) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def groups_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Runs of documents that are held at the same time."""
     group: list[Document] = []
     characters = 0

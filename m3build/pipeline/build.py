@@ -215,7 +215,7 @@ def compile_bank(
         # Still under the lock: the next writer's scratch files must not be taken for this one's.
         _tidy(build, corpus, ledger)
         if corpus.digest is not None and STANDARD_INPUT not in sources:
-            take_down(manifest, settings, run, corpus.digest, matched, build, writer.data.path, hashes)
+            take_down(manifest, settings, run, corpus.digest, matched, build, hashes)
             hashes.forget_others()
     return CompileResult(
         bank=os.fspath(bank),

@@ -94,13 +94,8 @@ class FileHashes:
             self._put(path, stamp, found)
         return FileHash(found, stamp)
 
-    def remember(self, path: str, sha256: str) -> None:
-        """Take down the hash of a file that nobody writes to any more, and that was hashed just now."""
-        if (stamp := _stamp(path)) is not None:
-            self._put(path, stamp, sha256)
-
     def forget_others(self) -> None:
-        """Drop what was not asked for or remembered through this object, so that the table does not grow."""
+        """Drop what was not asked for through this object, so that the table does not grow."""
         self._run(lambda: self._database.execute("DELETE FROM hashes WHERE seen = 0"))
 
     def _find(self, path: str, stamp: Stamp) -> str | None:

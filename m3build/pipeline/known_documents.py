@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from m3build.chunking import Chunker
+from m3build.chunking.cutting import groups_of
 from m3build.records import Chunk, Document
 
 _OPEN_PIECES: Final = 8
 _CACHE_KIB: Final = 16 * 1024
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 21  # as the chunker groups them
 
 
 def cut_key(document: Document) -> bytes:
@@ -70,7 +70,7 @@ class KnownDocuments:
         self, documents: Iterable[Document], chunker: Chunker
     ) -> Iterator[tuple[Document, list[Chunk]]]:
         """Each document with its chunks, in order: as they are known, or else as ``chunker`` cuts it."""
-        for group in _groups(documents):
+        for group in groups_of(documents):
             chunks = [self._of(document) for document in group]
             new = chunker.cut_many(
                 document for document, known in zip(group, chunks, strict=True) if known is None
@@ -122,16 +122,3 @@ def _lists(column: Any, code: str) -> list[array[int]]:
     """The lists of a column, each as an array."""
     values, bounds = column.values.to_numpy(), column.offsets.to_pylist()
     return [array(code, values[lo:hi].tobytes()) for lo, hi in pairwise(bounds)]
-
-
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    characters = 0
-    for document in documents:
-        group.append(document)
-        characters += len(document.text)
-        if len(group) >= _GROUP_DOCUMENTS or characters >= _GROUP_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group

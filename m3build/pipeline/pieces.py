@@ -150,7 +150,7 @@ class PieceMaker:
             return found
         if self._known is None:
             self._known = KnownDocuments(self._others({other.key for other in all_planned}))
-        piece = self._cut(planned)
+        piece = self._cut(planned, self._known)
         if changed := [path for path, hashed in planned.hashes.items() if not hashed.still_holds(path)]:
             names = {item.file.path: item.file.name for item in planned.unit.ranges}
             self.changing += [names[path] for path in changed]
@@ -201,15 +201,12 @@ class PieceMaker:
             if key not in planned and done.get("shape") == self._shape and self._is_sound(key, done):
                 yield self._paths(key)
 
-    def _cut(self, planned: PlannedPiece) -> Piece:
+    def _cut(self, planned: PlannedPiece, known: KnownDocuments) -> Piece:
         documents, chunks = self._paths(planned.key)
         counts: Counter[str] = Counter()
         rejects: list[Reject] = []
         exclusion = Exclusion(self._options.exclude)
         found = _documents(planned.unit, self._options, exclusion, counts, rejects, self._on_reject)
-        known = self._known
-        if known is None:
-            raise RuntimeError("no pieces were looked through")
         before = known.found
         with _Sink(documents, DOCUMENTS) as document_sink, _Sink(chunks, CHUNKS) as chunk_sink:
             for batch in _batches(known.cut_many(found, self._chunker)):

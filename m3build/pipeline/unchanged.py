@@ -1,9 +1,10 @@
-"""Whether there is nothing to do, found out without reading sources, loading a model or hashing a bank.
+"""Whether there is nothing to do, found out without reading sources or loading a model.
 
 A build that ends well takes down under build/ what it was made from: settings, the files of the model, all
 source files, versions of libraries, and what the version holds. The next build compares. Files count as
 unchanged by size and times where these are known, else by content (``file_hashes``), so ``--rehash`` and a
-fresh checkout read all files and still do nothing. Whatever does not match, or is damaged or missing, only
+fresh checkout read all files and still do nothing. The bank's own files are hashed each time: what a disk
+spoils changes no times, and a build has to mend it. Whatever does not match, or is damaged or missing, only
 means that the build runs: this record can save work and can decide nothing else.
 """
 
@@ -34,6 +35,7 @@ from m3build.pipeline.watch import Watch
 from m3build.records import Reject
 from m3build_formats.bank import open_bank
 from m3build_formats.commit import BankWriter
+from m3build_formats.data_directory import DataDirectory
 from m3build_formats.errors import M3Error
 from m3build_formats.manifest import Manifest
 
@@ -71,7 +73,7 @@ def nothing_to_do(
         BankWriter(bank) as writer,
         FileHashes(writer.build_directory / "hashes.sqlite", run.rehash) as hashes,
     ):
-        looked = _look(old, settings, run, files, found, writer.build_directory, writer.data.path, hashes)
+        looked = _look(old, settings, run, files, found, writer.build_directory, writer.data, hashes)
     if looked is None:
         return None
     watch.note(f"nothing changed: {looked.files:,} files looked at, {looked.read:,} of them read")
@@ -133,7 +135,7 @@ def _look(
     files: Sequence[SourceFile],
     found: Sequence[Reject],
     build: Path,
-    data: Path,
+    data: DataDirectory,
     hashes: FileHashes,
 ) -> _Looked | None:
     """The outcome where sources, settings and model are those of the build that made ``old``, and all files
@@ -152,11 +154,9 @@ def _look(
         digest.add(file, hashes.of(file.path).sha256)
     if record.get("sources") != digest.hexdigest():
         return None
-    asked, read = hashes.asked, hashes.read
-    for name, (_, entry) in old.all_files().items():
-        if hashes.of(os.fspath(data / name)).sha256 != entry.sha256:
-            return None
-    return _Looked(asked, read, Counter(record.get("excluded") or {}))
+    if not all(data.is_sound(entry) for _, entry in old.all_files().values()):
+        return None
+    return _Looked(hashes.asked, hashes.read, Counter(record.get("excluded") or {}))
 
 
 def take_down(
@@ -166,12 +166,9 @@ def take_down(
     sources: str,
     excluded: Counter[str],
     build: Path,
-    data: Path,
     hashes: FileHashes,
 ) -> None:
     """Write the record of a build that ended with ``manifest``; ``sources`` is the digest of what it read."""
-    for name, (_, entry) in manifest.all_files().items():
-        hashes.remember(os.fspath(data / name), entry.sha256)
     record = {
         "contents": contents_key(manifest),
         "setting": setting_key(settings, run, hashes),

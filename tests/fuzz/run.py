@@ -71,6 +71,9 @@ def fuzz(
                 raise KeyboardInterrupt
             last = log.read_text(encoding="utf-8", errors="replace").strip()
             words = f"{_how(code)}: {_cause(last)}"
+            if code > 0 and "Error" not in words:
+                # An end without the words of an exception: whatever else there is helps.
+                words = f"{words} {last[-1000:]}"
             if not count:
                 raise RuntimeError(f"the worker of {name} did not start: {last[-2000:]}")
             found = data[NOTES_HEADER.size : NOTES_HEADER.size + length]

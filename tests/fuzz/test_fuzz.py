@@ -59,6 +59,7 @@ Notes(sys.argv[6]).begin(b"the input")
         ("os.abort()", "SIGABRT"),
         ("signal.setitimer(signal.ITIMER_PROF, 0.1)\nwhile True: pass", "SIGPROF"),
         ("raise KeyError('untyped')", "KeyError: 'untyped'"),
+        ("print('the last words')\nsys.exit(3)", "exit code 3:  the last words"),
     ],
 )
 def test_what_ends_a_worker_is_a_finding(code: str, words: str, tmp_path: Path) -> None:

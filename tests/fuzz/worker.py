@@ -104,7 +104,15 @@ def _with_atheris(feed: Any, seeds: list[bytes], seed: int, largest: int, mutate
         Path(corpus, str(number)).write_bytes(data)
     # Crashes are left to the system, so that `run.py` sees the signal.
     options = ["-handle_segv=0", "-handle_abrt=0", "-handle_bus=0", "-handle_fpe=0", "-handle_ill=0"]
-    options += ["-timeout=0", "-rss_limit_mb=0", "-detect_leaks=0", "-verbosity=0", f"-max_len={largest}"]
+    options += ["-handle_int=0"]
+    options += [
+        "-handle_int=0",
+        "-timeout=0",
+        "-rss_limit_mb=0",
+        "-detect_leaks=0",
+        "-verbosity=0",
+        f"-max_len={largest}",
+    ]
     atheris.Setup(["worker", f"-seed={seed}", *options, corpus], feed, custom_mutator=spoil)
     atheris.Fuzz()
 

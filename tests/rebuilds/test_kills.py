@@ -14,4 +14,4 @@ def test_builds_that_are_killed_and_run_again_end_in_the_bytes_of_one_that_was_n
 ) -> None:
     counts = kill_builds(tmp_path, tiny_llama, BUILDS, seed=1)
     assert counts["builds equal to one that nobody killed"] == BUILDS
-    assert counts["killed"] >= BUILDS // 2
+    assert counts["killed"] >= BUILDS

@@ -299,3 +299,29 @@ def test_a_copy_without_its_scratch_is_built_upon_all_the_same(place: Path, tiny
     result = again(place, tiny_llama)
     assert 1 <= result.encoded <= 2
     assert data_files(place / "bank")
+
+
+def test_damage_that_changes_no_times_is_no_reason_to_do_nothing(
+    place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(monkeypatch)
+    again(place, tiny_llama)
+    stamps: dict[str, Any] = {}
+
+    def stamp(path: str) -> Any:
+        if path not in stamps:
+            stamps[path] = original(path)
+        return stamps[path]
+
+    original = file_hashes._stamp
+    monkeypatch.setattr(file_hashes, "_stamp", stamp)
+    assert not again(place, tiny_llama).repaired
+    memories = read_manifest(place / "bank").shards[0].memories
+    assert memories is not None
+    file = place / "bank" / "data" / memories.name
+    sound = file.read_bytes()
+    file.chmod(0o644)
+    # A disk that gives other bytes than were written changes no stamp.
+    file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    assert again(place, tiny_llama).repaired
+    assert file.read_bytes() == sound
