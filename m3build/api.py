@@ -34,7 +34,7 @@ def compile(
     command line with underscores (``model=``, ``sparse_tokens=`` …). Raises the errors of
     ``m3build_formats.errors``, each for one way to fail.
     """
-    from m3build.pipeline import compile_bank
+    from m3build.pipeline.build import compile_bank
 
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     run_fields, compile_fields = RunOptions.__dataclass_fields__, CompileOptions.__dataclass_fields__

@@ -90,13 +90,14 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a build runs and what it may do; nothing here is remembered. ``rebuild``, ``retrain``,
-    ``readmit`` and the codec and embedder taken over decide what is made anew; nothing else changes a byte of
-    what comes out on one kind of machine.
+    """How a build runs and what it may do; nothing here is remembered. ``workers`` None: one a core, at most
+    8. ``rebuild``, ``retrain``, ``readmit`` and the codec and embedder taken over decide what is made anew;
+    nothing else changes a byte of what comes out on one kind of machine.
     """
 
     device: str = "auto"
     batch_tokens: int = 16384
+    workers: int | None = None
     trust_remote_code: bool = False
     max_rejects: str = "1%"
     rebuild: bool = False

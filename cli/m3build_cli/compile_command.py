@@ -150,6 +150,12 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     metavar="N",
     help="Tokens in one batch at most; bounds memory.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that read, cut, tokenize and embed.  [default: one a core, at most 8]",
+)
 @trust_remote_code_option
 @click.option(
     "--rebuild", is_flag=True, help="Build anew with these options even if the bank was built with others."
@@ -262,7 +268,7 @@ def command(
 def _build(
     sources: Sequence[str], bank: Path, options: CompileOptions, run: RunOptions, listener: Progress
 ) -> tuple[dict[str, Any], str]:
-    from m3build.pipeline import compile_bank
+    from m3build.pipeline.build import compile_bank
     from m3build_cli.compile_text import describe_result
 
     outcome = compile_bank(sources, bank, options, run, progress=listener, standard_input=sys.stdin.buffer)

@@ -24,6 +24,7 @@ from m3build_formats.atomic import (
     open_directory,
     open_regular,
     remove_quietly,
+    remove_temporaries,
     resource_errors,
     sync_file,
 )
@@ -126,6 +127,11 @@ class DataDirectory:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def remove_temporaries(self) -> None:
+        """Remove what dead processes left half written. Only for the holder of the writer lock, and while
+        nothing else writes here."""
+        remove_temporaries(self._descriptor)
 
     def add_file(self, kind: str, content: Content) -> FileEntry:
         """Creates one file of ``kind`` (a key of `layout.SUFFIXES`) and returns its entry.

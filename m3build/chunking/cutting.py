@@ -72,6 +72,11 @@ class Chunker:
         """What shapes the chunks besides documents and tokenizer, as a JSON object."""
         return {"reference_tokens": self.options.reference_tokens, "rule": RULE, "title": self.options.title}
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as a ``tokenizers.Tokenizer`` reads it: another process makes the same chunker of
+        it."""
+        return self._encoder.to_json()
+
     def cut(self, document: Document) -> list[Chunk]:
         """The chunks of a document in order.
 

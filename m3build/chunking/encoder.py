@@ -43,6 +43,11 @@ class Encoder:
         spelling = Spelling(self._tokenizer)
         self._spelling = spelling if spelling.is_lossless else None
 
+    def to_json(self) -> str:
+        """All that another ``Encoder`` needs to be the same."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
         return [

@@ -1,8 +1,5 @@
 """The build: sources → pieces → shards → codec → memories, embeddings, index → a version. One stage a module,
-in that order.
+in that order; ``build`` runs them.
+
+Nothing is imported here, so that a worker process loads only what its own stage needs: no torch, that is.
 """
-
-from m3build.pipeline.build import compile_bank
-from m3build.pipeline.result import CompileResult
-
-__all__ = ["CompileResult", "compile_bank"]

@@ -39,6 +39,7 @@ from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_reca
 from m3build.pipeline.watch import Watch
 from m3build.progress import Progress, Silent
 from m3build.records import Reject
+from m3build.workers import default_workers
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
 from m3build_formats.errors import CorruptError, InputError, MismatchError, UsageError
@@ -64,6 +65,9 @@ def compile_bank(
     """
     watch = Watch(progress or Silent())
     limit = parse_reject_limit(run.max_rejects)
+    workers = run.workers if run.workers is not None else default_workers()
+    if workers < 1:
+        raise UsageError(f"{workers} workers: there must be at least one")
     old = _current(bank)
     recorded = old.sources.get("settings") if old else None
     settings = resolve(options, recorded, run.rebuild, run.readmit)
@@ -104,6 +108,7 @@ def compile_bank(
             build / "pieces",
             ledger,
             hashes,
+            workers,
             watch,
         )
         sharded = shard_corpus(
@@ -167,7 +172,7 @@ def compile_bank(
             build / "shards",
             ledger,
         )
-        shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, watch)
+        shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, workers, watch)
         contents = VersionContents(
             operation="compile",
             counts={**counts, "excluded": matched.total(), **_cold(memories)},
@@ -332,13 +337,15 @@ def _memory_facts(model: LoadedModel) -> dict[str, Any]:
 
 def _old_memories(
     old: Manifest | None, key: str, encodes: bool, writer: BankWriter, ledger: Ledger, stack: ExitStack
-) -> OldMemories:
-    """What may be copied: of the current version if its code key is this build's, and of stopped builds."""
+) -> OldMemories | None:
+    """What may be copied: of the current version if its code key is this build's, and of stopped builds; None
+    where there is nothing."""
     places = stack.enter_context(closing(Places(writer.build_directory / "old-places.sqlite")))
     stored = memories_of(old) if old is not None and old.code_key == key else ()
     # A build of text only is what it is without what a stopped one had encoded.
     finished = finished_memories(ledger, key) if encodes else ()
-    return OldMemories(chain(stored, finished), places, writer.data)
+    memories = OldMemories(chain(stored, finished), places, writer.data)
+    return memories if len(memories) else None
 
 
 def _write_shards(
@@ -348,6 +355,7 @@ def _write_shards(
     old: Manifest | None,
     writer: BankWriter,
     ledger: Ledger,
+    workers: int,
     watch: Watch,
 ) -> tuple[list[ShardEntry], list[ShardVectors]]:
     rows = sum(shard.rows for shard in sharded.shards)
@@ -365,11 +373,13 @@ def _write_shards(
         else {},
         writer.data,
         ledger,
+        writer.build_directory,
+        workers,
     )
     with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
         written = [memories.write(shard, stage) for shard in sharded.shards]
     with watch.stage("embed", rows, "chunks") as stage:
-        vectors = [vectors_writer.write(shard, stage) for shard in sharded.shards]
+        vectors = vectors_writer.write_all(sharded.shards, stage)
     entries = [
         ShardEntry(
             rows=shard.rows,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from m3build.config import RejectLimit
 from m3build.corpus import SourceFile, SourceOptions
 from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
-from m3build.pipeline.pieces import Piece, PieceMaker, PlannedPiece, read_piece
+from m3build.pipeline.pieces import Piece, PieceMaker, PlannedPiece
 from m3build.pipeline.sources_digest import SourcesDigest
 from m3build.pipeline.units import units_of
 from m3build.progress import Progress
@@ -68,7 +69,8 @@ class RejectGate:
 class ChunkedCorpus:
     """The corpus as finished pieces in canonical order, with what was counted; ``excluded`` documents by
     pattern. ``cut`` documents went through the chunker, those of the others were known. ``digest`` is of all
-    source files as they were read, None where one changed meanwhile.
+    source files as they were read, None where one changed meanwhile or a record was given
+    up: then the same files may come to something else.
     """
 
     pieces: tuple[Piece, ...]
@@ -82,7 +84,7 @@ class ChunkedCorpus:
     def documents(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
         """All documents with their chunks, in canonical order."""
         for piece in self.pieces:
-            yield from read_piece(piece)
+            yield from piece.rows()
 
     def rejects(self, ledger: Ledger) -> Iterator[Reject]:
         """All rejects: those met while looking for files, then those of the pieces, in order."""
@@ -101,12 +103,13 @@ def chunk_corpus(
     directory: Path,
     ledger: Ledger,
     hashes: FileHashes,
+    workers: int,
     progress: Progress,
 ) -> ChunkedCorpus:
     """Make or find every piece of the corpus.
 
-    ``found`` are the rejects of discovery. Raises InputError when rejects pass the limit or no document is
-    left.
+    ``found`` are the rejects of discovery, ``workers`` the processes to cut with. Raises InputError when
+    rejects pass the limit or no document is left, ResourceError where workers cannot be begun.
     """
     gate = RejectGate(limit, progress.rejected)
     counts: Counter[str] = Counter()
@@ -115,23 +118,25 @@ def chunk_corpus(
         gate(reject)
     excluded: Counter[str] = Counter()
     pieces: list[Piece] = []
-    with PieceMaker(directory, ledger, hashes, chunker, options, shaped_by, gate) as maker:
-        planned: list[PlannedPiece] = []
-        digest = SourcesDigest(found)
-        with progress.stage("look", sum(f.bytes for f in files), "bytes") as stage:
-            for unit in units_of(files, options):
-                planned.append(maker.plan(unit))
-                digest.add_all(unit, planned[-1].hashes)
-                stage.advance(unit.bytes)
-        with progress.stage("chunk", sum(f.bytes for f in files), "bytes") as stage:
-            for each in planned:
-                piece = maker.make(each, planned)
-                pieces.append(piece)
-                counts.update(piece.counts)
-                excluded.update(piece.excluded)
-                stage.advance(each.unit.bytes)
-        for name in maker.changing[:SHOWN]:
-            progress.note(f"{name} changed while it was read: compile again to be sure of what it holds")
+    maker = PieceMaker(directory, ledger, hashes, chunker, options, shaped_by, gate, workers)
+    planned: list[PlannedPiece] = []
+    digest = SourcesDigest(found)
+    with progress.stage("look", sum(f.bytes for f in files), "bytes") as stage:
+        for unit in units_of(files, options):
+            planned.append(maker.plan(unit))
+            digest.add_all(unit, planned[-1].hashes)
+            stage.advance(unit.bytes)
+    with (
+        progress.stage("chunk", sum(f.bytes for f in files), "bytes") as stage,
+        closing(maker.make(planned)) as made,
+    ):
+        for each, piece in zip(planned, made, strict=True):
+            pieces.append(piece)
+            counts.update(piece.counts)
+            excluded.update(piece.excluded)
+            stage.advance(each.unit.bytes)
+    for name in maker.changing[:SHOWN]:
+        progress.note(f"{name} changed while it was read: compile again to be sure of what it holds")
     gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
     if not counts["documents"]:
         why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
@@ -146,5 +151,5 @@ def chunk_corpus(
         gate,
         excluded,
         maker.cut,
-        None if maker.changing else digest.hexdigest(),
+        None if maker.changing or maker.poisoned else digest.hexdigest(),
     )

@@ -2,14 +2,15 @@
 wherever it stands now.
 
 A document's chunks follow from its text, title and headings, given the chunker and its tokenizer. Pieces
-keep a hash of the three for each document; those of earlier pieces go into a private temporary SQLite
-database (some 60 bytes a document), and the chunks are read from the piece when they are needed.
+keep a hash of the three for each document; those of earlier pieces go into a SQLite file (some 60 bytes a
+document) that workers read too, and the chunks are read from the piece when they are needed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from array import array
 from collections import OrderedDict
@@ -38,24 +39,48 @@ def cut_key(document: Document) -> bytes:
 
 class KnownDocuments:
     """The documents of finished pieces, each a pair of Arrow files (documents, chunks) of the same chunker
-    and tokenizer as the build's. A context manager. ``found`` counts the documents that were there."""
+    and tokenizer as the build's, listed in the SQLite file ``path``, which is made anew and, when the context
+    is left, deleted. ``found`` counts the documents that were there."""
 
-    def __init__(self, pieces: Iterable[tuple[Path, Path]]) -> None:
-        # An empty name is SQLite's private temporary database, which spills to disk beyond its cache.
-        self._database = sqlite3.connect("", isolation_level=None)
+    def __init__(self, path: Path, pieces: Iterable[tuple[Path, Path]]) -> None:
+        path.unlink(missing_ok=True)
+        self.path = path
+        self._owned = True
+        self._begin(f"{path.absolute().as_uri()}?mode=rwc")
         self._database.executescript(
-            f"PRAGMA cache_size = -{_CACHE_KIB}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
             "CREATE TABLE known (cut BLOB PRIMARY KEY, piece INTEGER, batch INTEGER, first INTEGER, "
-            "chunks INTEGER) WITHOUT ROWID; BEGIN"
+            "chunks INTEGER) WITHOUT ROWID; CREATE TABLE pieces (chunks TEXT); BEGIN"
         )
-        self._chunks: list[Path] = []
-        self._open: OrderedDict[int, Any] = OrderedDict()
-        self.found = 0
         for documents, chunks in pieces:
             self._chunks.append(chunks)
             self._database.executemany(
                 "INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", self._rows(documents)
             )
+        self._database.executemany(
+            "INSERT INTO pieces VALUES (?)", ([os.fspath(chunks.absolute())] for chunks in self._chunks)
+        )
+        self._database.execute("COMMIT")
+
+    @classmethod
+    def opened(cls, path: Path) -> Self:
+        """What another process has listed in ``path``, which stays its own."""
+        self = cls.__new__(cls)
+        self.path = path
+        self._owned = False
+        self._begin(f"{path.absolute().as_uri()}?mode=ro")
+        rows = self._database.execute("SELECT chunks FROM pieces ORDER BY rowid")
+        self._chunks += [Path(chunks) for (chunks,) in rows]
+        return self
+
+    def _begin(self, address: str) -> None:
+        self._database = sqlite3.connect(address, isolation_level=None, uri=True)
+        # Scratch: what a crash leaves of it is made anew.
+        self._database.executescript(
+            f"PRAGMA cache_size = -{_CACHE_KIB}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF"
+        )
+        self._chunks: list[Path] = []
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self.found = 0
 
     def __enter__(self) -> Self:
         return self
@@ -65,12 +90,15 @@ class KnownDocuments:
     ) -> None:
         self._open.clear()
         self._database.close()
+        if self._owned:
+            self.path.unlink(missing_ok=True)
 
     def cut_many(
-        self, documents: Iterable[Document], chunker: Chunker
+        self, documents: Iterable[Document], chunker: Chunker, one_by_one: bool = False
     ) -> Iterator[tuple[Document, list[Chunk]]]:
-        """Each document with its chunks, in order: as they are known, or else as ``chunker`` cuts it."""
-        for group in groups_of(documents):
+        """Each document with its chunks, in order: as they are known, or else as ``chunker`` cuts it. With
+        ``one_by_one`` none is asked for before the last is cut."""
+        for group in ([document] for document in documents) if one_by_one else groups_of(documents):
             chunks = [self._of(document) for document in group]
             new = chunker.cut_many(
                 document for document, known in zip(group, chunks, strict=True) if known is None

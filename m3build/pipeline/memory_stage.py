@@ -105,6 +105,10 @@ class OldMemories:
                     self._partial.add(entry.name)
                 places.add_rows(number, ((key, row) for row, key in enumerate(ids) if not cold[row]))
 
+    def __len__(self) -> int:
+        """How many shards there are."""
+        return len(self._shards)
+
     def of_shard(self, chunks: FileEntry) -> FileEntry | None:
         """The memories of a shard whose chunks are the same bytes, where none of its rows is cold."""
         entry = self._by_chunks.get(chunks.sha256)
@@ -207,6 +211,11 @@ class MemoryWriter:
         return entry if self._data.is_sound(entry) else None
 
     def _make(self, shard: StagedShard, stage: Stage) -> FileEntry | None:
+        if self._encode is None and self._old is None and not any(self._written):
+            # No memory is stored anywhere.
+            self.counts["cold"] += shard.rows
+            stage.advance(shard.rows)
+            return None
         path = self._scratch / "rows.bin"
         rows: NDArray[np.uint8] = np.memmap(path, np.uint8, "w+", shape=(max(shard.rows, 1), self._row_bytes))
         try:

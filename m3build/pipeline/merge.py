@@ -112,10 +112,10 @@ def merge_banks(
         run = RunOptions(embedder_from=embedder_from)
         retrieval = prepare_retrieval(settings, run, None, sharded, data, watch)
         vectors_writer = VectorWriter(
-            retrieval.embedder, retrieval.state, {"embedder": retrieval.file.sha256}, {}, data, ledger
+            retrieval.embedder, retrieval.state, {"embedder": retrieval.file.sha256}, {}, data, ledger, build
         )
         with watch.stage("embed", rows, "chunks") as stage:
-            vectors = [vectors_writer.write(shard, stage) for shard in sharded.shards]
+            vectors = vectors_writer.write_all(sharded.shards, stage)
         rejects, dropped = _write_rejects(sources, settings, writer)
         shards_vectors = list(zip(sharded.shards, vectors, strict=True))
         contents = VersionContents(

@@ -5,6 +5,7 @@ measure recall.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3build.embed import Embedder
+from m3build.embed.lexical import LexicalEmbedder
 from m3build.index import (
     IndexState,
     PartedIndex,
@@ -30,7 +32,9 @@ from m3build.pipeline.places import Places
 from m3build.pipeline.shard_stage import StagedShard
 from m3build.pipeline.written import embedding_blocks, reference_texts, texts_of_rows
 from m3build.progress import Stage
+from m3build.workers import Death, Tell, WorkerPool
 from m3build_formats.data_directory import DataDirectory
+from m3build_formats.errors import ResourceError
 from m3build_formats.manifest import FileEntry
 from m3build_formats.shard_tables import write_embeddings, write_index
 
@@ -44,6 +48,8 @@ RECALL_AT = 10
 # Recall is measured on at most this many parts, evenly spaced: exact search of a large bank costs as much as
 # embedding it.
 RECALL_VECTORS = 1 << 17
+# Rows that are worth the start of another process.
+ROWS_A_WORKER = 1 << 13
 
 
 def sample_texts(places: Places, shards: Sequence[StagedShard], data: Path, count: int) -> Iterator[str]:
@@ -106,9 +112,53 @@ class ShardVectors:
     index: FileEntry
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a worker made, and which files of the data directory it had to write."""
+
+    vectors: ShardVectors
+    written: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbedTask:
+    chunks: FileEntry
+    deaths: tuple[str, ...] = ()
+
+    def after(self, death: Death) -> _EmbedTask:
+        """The same once more. Raises ResourceError after two deaths."""
+        if self.deaths:
+            raise ResourceError(
+                f"a worker that embedded {self.chunks.name} {death.how}, and one before it {self.deaths[0]}: "
+                "look for what ended them (memory, most often), or try --workers 1"
+            )
+        return _EmbedTask(self.chunks, (death.how,))
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbedJob:
+    """Embedding shards in a worker."""
+
+    embedder: Embedder
+    state: IndexState
+    data: Path
+
+    @contextmanager
+    def begin(self) -> Iterator[Callable[[_EmbedTask, Tell], _Made]]:
+        with DataDirectory(self.data) as data:
+
+            def run(task: _EmbedTask, tell: Tell) -> _Made:
+                before = set(data.written)
+                vectors = _make(self.embedder, self.state, task.chunks, data, lambda rows: tell())
+                return _Made(vectors, frozenset(data.written - before))
+
+            yield run
+
+
 class VectorWriter:
     """Embeds shards and builds their index parts; finds again what an earlier, stopped build or the bank's
-    current version has.
+    current version has. ``workers`` is how many processes embed at most, ``scratch`` a directory for what
+    they print.
     """
 
     def __init__(
@@ -119,6 +169,8 @@ class VectorWriter:
         old: dict[str, ShardVectors],
         data: DataDirectory,
         ledger: Ledger,
+        scratch: Path,
+        workers: int = 1,
     ) -> None:
         self._embedder = embedder
         self._state = state
@@ -126,31 +178,52 @@ class VectorWriter:
         self._old = old
         self._data = data
         self._ledger = ledger
+        self._scratch = scratch
+        # A neural embedder uses all cores as it is.
+        self._workers = workers if isinstance(embedder, LexicalEmbedder) else 1
 
-    def write(self, shard: StagedShard, stage: Stage) -> ShardVectors:
-        """Embeddings and index part of a shard, rows as in its chunks."""
-        key = piece_key("vectors", {**self._shaped_by, "chunks": shard.chunks.sha256})
-        found = self._old.get(shard.chunks.sha256) or self._finished(key)
-        if found is not None and self._data.is_sound(found.embeddings) and self._data.is_sound(found.index):
-            stage.advance(shard.rows)
-            return found
-        embeddings = write_embeddings(self._data, self._embed(shard, stage), self._embedder.dim)
-        give_back_freed_memory()
-        blocks = embedding_blocks(self._data.path, embeddings)
-        made = ShardVectors(
-            embeddings, write_index(self._data, lambda write: write_part(self._state, blocks, write))
-        )
-        give_back_freed_memory()
+    def write_all(self, shards: Sequence[StagedShard], stage: Stage) -> list[ShardVectors]:
+        """Embeddings and index part of each shard, rows as in its chunks. Raises ResourceError where workers
+        fail."""
+        found = [self._find(shard, stage) for shard in shards]
+        missing = [shard for shard, vectors in zip(shards, found, strict=True) if vectors is None]
+        made = iter(list(self._make_all(missing, stage)))
+        return [vectors if vectors is not None else next(made) for vectors in found]
+
+    def _make_all(self, shards: Sequence[StagedShard], stage: Stage) -> Iterator[ShardVectors]:
+        rows = sum(shard.rows for shard in shards)
+        workers = min(self._workers, len(shards), rows // ROWS_A_WORKER)
+        if workers <= 1:
+            for shard in shards:
+                vectors = _make(self._embedder, self._state, shard.chunks, self._data, stage.advance)
+                give_back_freed_memory()
+                yield self._keep(shard, vectors)
+            return
+        job = _EmbedJob(self._embedder, self._state, self._data.path)
+        with WorkerPool[_EmbedTask, _Made](job, workers, self._scratch, _EmbedTask.after) as pool:
+            tasks = (_EmbedTask(shard.chunks) for shard in shards)
+            for shard, made in zip(shards, pool.results(tasks), strict=True):
+                self._data.written |= made.written
+                stage.advance(shard.rows)
+                yield self._keep(shard, made.vectors)
+        # All workers are gone, and with them whoever may have wanted what one left half written.
+        self._data.remove_temporaries()
+
+    def _find(self, shard: StagedShard, stage: Stage) -> ShardVectors | None:
+        found = self._old.get(shard.chunks.sha256) or self._finished(self._key(shard))
+        if found is None or not (self._data.is_sound(found.embeddings) and self._data.is_sound(found.index)):
+            return None
+        stage.advance(shard.rows)
+        return found
+
+    def _keep(self, shard: StagedShard, made: ShardVectors) -> ShardVectors:
         self._ledger.put(
-            key,
-            {"embeddings": made.embeddings.to_json(), "index": made.index.to_json()},
+            self._key(shard), {"embeddings": made.embeddings.to_json(), "index": made.index.to_json()}
         )
         return made
 
-    def _embed(self, shard: StagedShard, stage: Stage) -> Iterator[NDArray[np.float16]]:
-        for texts in reference_texts(self._data.path, shard.chunks):
-            yield self._embedder.embed(texts)
-            stage.advance(len(texts))
+    def _key(self, shard: StagedShard) -> str:
+        return piece_key("vectors", {**self._shaped_by, "chunks": shard.chunks.sha256})
 
     def _finished(self, key: str) -> ShardVectors | None:
         done = self._ledger.get(key)
@@ -160,6 +233,24 @@ class VectorWriter:
             FileEntry.from_json(done["embeddings"]),
             FileEntry.from_json(done["index"]),
         )
+
+
+def _make(
+    embedder: Embedder,
+    state: IndexState,
+    chunks: FileEntry,
+    data: DataDirectory,
+    advance: Callable[[int], None],
+) -> ShardVectors:
+    def vectors() -> Iterator[NDArray[np.float16]]:
+        for texts in reference_texts(data.path, chunks):
+            yield embedder.embed(texts)
+            advance(len(texts))
+
+    embeddings = write_embeddings(data, vectors(), embedder.dim)
+    give_back_freed_memory()
+    blocks = embedding_blocks(data.path, embeddings)
+    return ShardVectors(embeddings, write_index(data, lambda write: write_part(state, blocks, write)))
 
 
 def index_recall(

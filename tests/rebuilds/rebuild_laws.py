@@ -24,7 +24,8 @@ from cheap_builds import CheapEncoder, cheap_builds, count_encoded, directory_of
 from corpus_edits import Corpus, Edit, base_corpus, edited, edits, files_of
 from small_corpus import build
 
-from m3build.pipeline import pieces, units
+from m3build.pipeline import pieces, units, vector_stage
+from m3build.pipeline.known_documents import KnownDocuments
 from m3build.pipeline.ledger import Ledger
 from m3build_formats.bank import is_bank, list_versions, open_bank, read_manifest
 from m3build_formats.commit import BankWriter
@@ -37,7 +38,7 @@ DEADLY: Final = (
     (Ledger, "put"),
     (DataDirectory, "add_file"),
     (DataDirectory, "_publish"),
-    (pieces.PieceMaker, "_cut"),
+    (KnownDocuments, "cut_many"),
     (CheapEncoder, "_batch"),
     (BankWriter, "commit"),
 )
@@ -53,12 +54,14 @@ class Killed(BaseException):
 
 @dataclass(frozen=True)
 class Step:
-    """Edits, then a build with this budget and order of files, killed at this call if that comes."""
+    """Edits, then a build with this budget, order of files and number of workers, killed at this call if that
+    comes."""
 
     edits: tuple[Edit, ...]
     kill_at: int | None
     batch_tokens: int
     order: int
+    workers: int
 
 
 def steps(most: int) -> st.SearchStrategy[list[Step]]:
@@ -69,6 +72,8 @@ def steps(most: int) -> st.SearchStrategy[list[Step]]:
         st.one_of(st.none(), st.integers(0, 60)),
         st.sampled_from([1, 64, 300, 16384]),
         st.integers(0, 3),
+        # They are slow to begin.
+        st.sampled_from([*([1] * 7), 2]),
     )
     return st.lists(step, min_size=1, max_size=most)
 
@@ -84,9 +89,11 @@ class Laws:
     def __enter__(self) -> Laws:
         self._stack.enter_context(cheap_builds())
         self._stack.enter_context(patch.object(units, "UNIT_BYTES", 500))
+        self._stack.enter_context(patch.object(pieces, "BYTES_A_WORKER", 1))
+        self._stack.enter_context(patch.object(vector_stage, "ROWS_A_WORKER", 1))
         self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="m3build-laws-")))
         directory_of(files_of(base_corpus()), self._place / "base")
-        build(self._place / "base", self._place / "bank", self._model, **NEW)
+        build(self._place / "base", self._place / "bank", self._model, workers=1, **NEW)
         count_encoded()
         return self
 
@@ -155,6 +162,7 @@ class Laws:
 
     def _build(self, step: Step, place: Path, **options: Any) -> None:
         self.counts["builds"] += 1
+        self.counts["builds with workers"] += step.workers > 1
         with walked_in_order(step.order):
             build(
                 place / "corpus",
@@ -162,12 +170,13 @@ class Laws:
                 self._model,
                 allow_shrink=True,
                 batch_tokens=step.batch_tokens,
+                workers=step.workers,
                 **{**NEW, **options},
             )
 
     def _compare(self, place: Path, corpus: Corpus, options: dict[str, Any]) -> None:
         elsewhere = directory_of(files_of(corpus), place / "the same elsewhere")
-        fresh = build(elsewhere, place / "fresh", self._model, **options).manifest
+        fresh = build(elsewhere, place / "fresh", self._model, workers=1, **options).manifest
         self.counts["scripts"] += 1
         same_data(read_manifest(place / "bank"), fresh, place / "bank", place / "fresh")
 

@@ -16,7 +16,7 @@ from small_corpus import build, data_files, sentence, write_smaller_corpus
 
 from m3build.bank import open_bank
 from m3build.pipeline import build as build_module
-from m3build.pipeline import file_hashes, pieces, unchanged, units
+from m3build.pipeline import cut_units, file_hashes, unchanged, units
 from m3build_formats.bank import list_versions, read_manifest
 from m3build_formats.rollback import rollback
 from m3build_formats.store_evaluation import store_evaluation
@@ -184,8 +184,8 @@ def test_a_new_file_leaves_the_units_of_the_others_as_they_are(
     place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    original = pieces.read_range
-    monkeypatch.setattr(pieces, "read_range", lambda r, o: opened.append(r.file.name) or original(r, o))
+    original = cut_units.read_range
+    monkeypatch.setattr(cut_units, "read_range", lambda r, o: opened.append(r.file.name) or original(r, o))
     (place / "corpus" / "00-first.txt").write_text(sentence(8000), encoding="utf-8")
     result = again(place, tiny_llama)
     assert (result.cut, result.encoded) == (1, 1)
@@ -260,7 +260,7 @@ def test_damaged_records_cost_work_and_nothing_else(
 def test_a_file_that_changes_while_it_is_read_is_not_taken_for_what_it_was(
     place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = pieces.read_range
+    original = cut_units.read_range
     target = place / "corpus" / "05.txt"
     target.write_text("The first words.", encoding="utf-8")
 
@@ -269,10 +269,10 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_for_what_it_was(
             target.write_text("The second words.", encoding="utf-8")
         return original(part, options)
 
-    monkeypatch.setattr(pieces, "read_range", change_first)
+    monkeypatch.setattr(cut_units, "read_range", change_first)
     result = again(place, tiny_llama)
     assert any("05.txt changed while it was read" in note for note in result.notes)
-    monkeypatch.setattr(pieces, "read_range", original)
+    monkeypatch.setattr(cut_units, "read_range", original)
     target.write_text("The first words.", encoding="utf-8")
     assert again(place, tiny_llama).changed
     with open_bank(place / "bank") as bank:
