@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from m3build.records import Document, Reject
 
 HASH_DIGITS = 16
-_CACHE_KIB = 16 * 1024
+_CACHE_KIB = 4 * 1024
 _HASHED = re.compile(rf"#[0-9a-f]{{{HASH_DIGITS}}}")
 
 

@@ -19,7 +19,7 @@ from m3build_formats.shard_tables import DocumentRow
 
 Prefer = Literal["first", "last"]
 
-_CACHE_KIB: Final = 16 * 1024
+_CACHE_KIB: Final = 4 * 1024
 _ALONE, _SHARED, _CONTESTED, _TAKEN = range(4)
 
 

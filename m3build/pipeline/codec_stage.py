@@ -5,6 +5,7 @@ that it was not trained on.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -322,14 +323,15 @@ def _encode_sample(
     values = np.zeros_like(keys)
     positions = np.full((len(drawn), heads, slots), 255, np.uint8)
     asked = np.zeros((len(drawn), queries, group, heads, dim), np.float32) if queries else None
-    tokens: list[list[int]] = [[] for _ in drawn]
+    # As Python integers they would take ten times as much, and be most of what a large build needs.
+    tokens = [array("I")] * len(drawn)
     by_shard: dict[int, list[tuple[int, int]]] = {}
     for at, (_, shard, row) in enumerate(drawn):
         by_shard.setdefault(shard, []).append((at, row))
     for shard, wanted in by_shard.items():
         found = sharded.shards[shard].references(row for _, row in wanted)
         for (at, _), ids in zip(wanted, found, strict=True):
-            tokens[at] = ids.tolist()
+            tokens[at] = array("I", ids.tobytes())
     layer_of = {layer: i for i, layer in enumerate(shape.memory_layers)}
     layers = [layer_of[layer] for layer, _ in shape.heads]
     with torch.inference_mode():

@@ -28,7 +28,7 @@ from m3build.chunking.cutting import groups_of
 from m3build.records import Chunk, Document
 
 _OPEN_PIECES: Final = 8
-_CACHE_KIB: Final = 16 * 1024
+_CACHE_KIB: Final = 4 * 1024
 
 
 def cut_key(document: Document) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -98,6 +99,10 @@ def write_model(directory: Path, corpus: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
 
 
+# What glibc keeps of freed memory differs by some 10 MB from run to run. So it gives it back: what is left is
+# what the build holds, and differs by one.
+GIVES_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
 # The child looks at its own peak: what the parent is told (ru_maxrss) can be the parent's own at the fork.
 CHILD = """
 import atexit, resource, sys
@@ -125,12 +130,15 @@ def peak_of_build(
     peak = log.with_suffix(".peak")
     command = [sys.executable, "-c", CHILD, str(peak), "compile", str(source), "-o", str(bank)]
     command += ["--model", str(model), "--sparse-tokens", "2", "--progress", "lines", "--json"]
-    command += options
+    # One process, whose peak is that of the build.
+    command += ["--workers", "1", *options]
     if shard_chunks:
         command += ["--shard-chunks", str(shard_chunks)]
     began = time.perf_counter()
     with log.open("wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **GIVES_BACK}, check=False
+        )
     if done.returncode:
         raise SystemExit(f"compile ended with {done.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}")
     return int(peak.read_text()), time.perf_counter() - began

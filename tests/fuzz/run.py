@@ -2,11 +2,12 @@
 
     python tests/fuzz/run.py TARGET --minutes 10 [--seed 1] [--engine own|atheris] [--findings DIRECTORY]
 
-TARGET is manifest, tables, codec, embedder, index or all. Minutes are of the processor. The engine is
-atheris, guided by coverage, where it is installed, else the mutations of `mutate.py` alone. A finding is an
-input with which the process ended: by a signal (SIGSEGV, SIGABRT; SIGPROF after 10 seconds on one input;
-SIGKILL where it waited for two minutes) or by an exception that is not typed. The exit code is 1 if there is
-any.
+TARGET is a reader of banks (manifest, tables, codec, embedder, index; banks: all of them), a reader of
+sources (text, markdown, html, rst, jsonl, json, csv, tsv, parquet, arrow, compressed; sources: all of them)
+or all. Minutes are of the processor. The engine is atheris, guided by coverage, where it is installed, else
+the mutations of `mutate.py` alone. A finding is an input with which the process ended: by a signal (SIGSEGV,
+SIGABRT; SIGPROF after 10 seconds on one input; SIGKILL where it waited for two minutes) or by an exception
+that is not typed. The exit code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from pathlib import Path
 from worker import NOTES_BYTES, NOTES_HEADER
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("manifest", "tables", "codec", "embedder", "index")
+BANKS = ("manifest", "tables", "codec", "embedder", "index")
+SOURCES = ("text", "markdown", "html", "rst", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "compressed")
+NAMES = (*BANKS, *SOURCES)
+GROUPS = {"banks": BANKS, "sources": SOURCES, "all": NAMES}
 WORKER = HERE / "worker.py"
 PATIENCE_SECONDS = 120
 MOST_FINDINGS = 20
@@ -144,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=[*NAMES, "all"])
+    parser.add_argument("target", choices=[*NAMES, *GROUPS])
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", choices=["own", "atheris"])
@@ -152,7 +156,7 @@ def main() -> int:
     arguments = parser.parse_args()
     engine = arguments.engine or ("atheris" if importlib.util.find_spec("atheris") else "own")
     failed = False
-    for name in NAMES if arguments.target == "all" else [arguments.target]:
+    for name in GROUPS.get(arguments.target, (arguments.target,)):
         result = fuzz(name, engine, arguments.seed, 60 * arguments.minutes)
         failed |= bool(result.findings)
         print(

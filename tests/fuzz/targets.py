@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from forge import JSON, Forge, seal
 from good_bank import DIM, ROWS, build, make_codec, make_state
+from source_targets import source_targets
 
 from m3build.codec.codec import Codec
 from m3build.embed import load_embedder
@@ -351,5 +352,6 @@ TARGETS = {
         Target("codec", read_codec, _codec_seeds),
         Target("embedder", read_embedder, _embedder_seeds),
         Target("index", read_index, _index_seeds),
+        *(Target(name, *found) for name, found in source_targets().items()),
     )
 }

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import run
 from mutate import LARGEST, mutate
-from run import NAMES, fuzz
+from run import NAMES, SOURCES, fuzz
 
 HERE = Path(__file__).resolve().parent
 CASES = sorted((HERE / "cases").glob("*"))
 EXECUTIONS = {"manifest": 300, "tables": 150, "codec": 500, "embedder": 100, "index": 800}
+EXECUTIONS |= {**dict.fromkeys(SOURCES, 300), "parquet": 60, "arrow": 60}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -104,7 +104,6 @@ def _with_atheris(feed: Any, seeds: list[bytes], seed: int, largest: int, mutate
         Path(corpus, str(number)).write_bytes(data)
     # Crashes are left to the system, so that `run.py` sees the signal.
     options = ["-handle_segv=0", "-handle_abrt=0", "-handle_bus=0", "-handle_fpe=0", "-handle_ill=0"]
-    options += ["-handle_int=0"]
     options += [
         "-handle_int=0",
         "-timeout=0",
