@@ -93,6 +93,9 @@ class RunOptions:
     """How a build runs and what it may do; nothing here is remembered. ``workers`` None: one a core, at most
     8. ``rebuild``, ``retrain``, ``readmit`` and the codec and embedder taken over decide what is made anew;
     nothing else changes a byte of what comes out on one kind of machine.
+
+    ``drift``: by how much the codec's errors and the embedder's weights may be higher on what is new than at
+    training before the build warns (:mod:`m3build.pipeline.drift`).
     """
 
     device: str = "auto"
@@ -100,6 +103,7 @@ class RunOptions:
     workers: int | None = None
     trust_remote_code: bool = False
     max_rejects: str = "1%"
+    drift: str = "10%"
     rebuild: bool = False
     retrain: bool = False
     readmit: tuple[str, ...] = ()
@@ -128,6 +132,13 @@ def parse_reject_limit(text: str) -> RejectLimit:
     elif re.fullmatch(r"\d{1,18}", text.strip()):
         return RejectLimit(int(text), None)
     raise UsageError(f"--max-rejects is a count or a percentage such as 100 or 1%, not {text!r}")
+
+
+def parse_drift_limit(text: str) -> float:
+    """The share that ``"10%"`` stands for, 0.1; it may be over 1. Raises UsageError for anything else."""
+    if match := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)\s*%", text.strip()):
+        return float(match[1]) / 100
+    raise UsageError(f"--drift is a percentage such as 10%, not {text!r}")
 
 
 def resolve(

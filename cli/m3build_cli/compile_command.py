@@ -162,6 +162,14 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 )
 @click.option("--retrain", is_flag=True, help="Make a new codec, embedder and index from these sources.")
 @click.option(
+    "--drift",
+    default="10%",
+    metavar="P%",
+    show_default=True,
+    help="Warn where codec or embedder fit the new texts worse than those they were made from by more than "
+    "this.",
+)
+@click.option(
     "--exclude",
     multiple=True,
     metavar="PATTERN",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from m3build.pipeline.drift_report import Drift
 from m3build.pipeline.reproduce import Reproduction
 from m3build.pipeline.result import CompileResult
 from m3build.plan import in_both_units, in_decimal_units
@@ -33,6 +34,7 @@ def describe_result(result: CompileResult) -> str:
         f"  duplicates  {facts['duplicates']:,} exact"
         + (f", {facts['near_duplicates']:,} near" if facts["near_duplicates"] else ""),
         f"  codec       {codec_line(facts['codec'])}",
+        *([f"  drift       {drift_line(result.drift)}"] if result.drift else []),
         f"  on disk     {in_both_units(facts['bytes']['total'])}: "
         + ", ".join(
             f"{name} {in_decimal_units(size)}" for name, size in facts["bytes"].items() if name != "total"
@@ -64,6 +66,20 @@ def describe_reproduction(result: Reproduction) -> str:
         for name, (then, now) in result.libraries.items()
     ]
     return "\n".join(lines)
+
+
+def drift_line(drift: Drift) -> str:
+    """How well the codec and embedder that were kept fit what is new, in one line."""
+    names = {"key_error": "error of keys", "value_error": "of values", "ngram_weight": "weight of n-grams"}
+    measured = [
+        f"{names[figure.name]} {figure.new:.3f}"
+        + (f" ({figure.training:.3f} at training)" if figure.training is not None else "")
+        for figure in drift.figures
+        if figure.new is not None
+    ]
+    number = f"{drift.sampled:,}" + (f" of {drift.references:,}" if drift.sampled < drift.references else "")
+    judged = "" if drift.judged else "; too few to judge by"
+    return f"on {number} new references: {', '.join(measured) or 'nothing to measure'}{judged}"
 
 
 def codec_line(codec: dict[str, object]) -> str:

@@ -122,6 +122,24 @@ class LexicalEmbedder:
             scores[start : start + number] = np.bincount(counted.texts, weights=weights, minlength=number)
         return scores
 
+    def weight_of(self, texts: Iterable[str]) -> float | None:
+        """The mean weight, in nats, of the distinct n-grams of texts: how rare the embedder takes what is in
+        them to be. None for texts without any n-gram."""
+        total, pairs = 0.0, 0
+        for _, counted in _numbered(texts):
+            total += float(self._idf[counted.buckets].sum())
+            pairs += len(counted.buckets)
+        return total / pairs if pairs else None
+
+    def weight_at_training(self) -> float | None:
+        """What ``weight_of`` gives on average for a text of the sample that was fitted on, if that text is
+        left out of the counts; from the counts alone. None for fewer than two texts."""
+        frequency = self._document_frequency[self._document_frequency > 0].astype(np.float64)
+        if self._texts < 2 or not len(frequency):
+            return None
+        weights = np.log1p((self._texts - frequency + 0.5) / (frequency - 0.5))
+        return float((frequency * weights).sum() / frequency.sum())
+
     def _saturate(self, counted: NgramCounts) -> _Floats:
         """BM25's term-frequency part of every (text, bucket) pair."""
         norm = K1 * (1.0 - B + (B / self._average) * counted.lengths)

@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from m3build.chunking import Chunker, ChunkOptions, NearDuplicates
-from m3build.config import CompileOptions, RunOptions, Settings, parse_reject_limit, resolve
+from m3build.config import (
+    CompileOptions,
+    RunOptions,
+    Settings,
+    parse_drift_limit,
+    parse_reject_limit,
+    resolve,
+)
 from m3build.corpus import Exclusion, SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
 from m3build.pipeline.codec_stage import check_codec, code_key, codec_is_open, prepare_codec
 from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
+from m3build.pipeline.drift import measure_drift
 from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
 from m3build.pipeline.libraries import library_versions
@@ -68,6 +76,7 @@ def compile_bank(
     workers = run.workers if run.workers is not None else default_workers()
     if workers < 1:
         raise UsageError(f"{workers} workers: there must be at least one")
+    parse_drift_limit(run.drift)
     old = _current(bank)
     recorded = old.sources.get("settings") if old else None
     settings = resolve(options, recorded, run.rebuild, run.readmit)
@@ -161,18 +170,24 @@ def compile_bank(
             encode = stack.enter_context(codec.row_encoder(model, run.batch_tokens))
         # Whoever builds anew with text only wants to be rid of the memories.
         stored = None if settings.text_only and run.rebuild else old
+        copied = _old_memories(stored, key, encode is not None, writer, ledger, stack)
         memories = MemoryWriter(
             encode,
             codec.row_bytes,
             codec.codec.row_bytes,
             key,
             sharded.places,
-            _old_memories(stored, key, encode is not None, writer, ledger, stack),
+            copied,
             writer.data,
             build / "shards",
             ledger,
         )
         shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, workers, watch)
+        drift = None
+        if memories.encodes:
+            drift = measure_drift(
+                kept, run, model, codec, retrieval, copied, key, sharded, writer.data, watch
+            )
         contents = VersionContents(
             operation="compile",
             counts={**counts, "excluded": matched.total(), **_cold(memories)},
@@ -235,6 +250,7 @@ def compile_bank(
         rejects=tuple(corpus.gate.first),
         notes=tuple(watch.notes),
         seconds=watch.seconds,
+        drift=drift,
     )
 
 

@@ -58,6 +58,11 @@ class Sample:
     positions: NDArray[np.uint8]
     queries: NDArray[np.float32] | None
 
+    def part(self, which: slice) -> Sample:
+        """Some of the references."""
+        queries = None if self.queries is None else self.queries[which]
+        return Sample(self.keys[which], self.values[which], self.positions[which], queries)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedCodec:
@@ -174,9 +179,10 @@ def _trained(
             return PreparedCodec(codec, entry, done["facts"])
     training = min(wanted, references - held_out) if spec.is_trained else 0
     with progress.stage("sample", held_out + training, "references") as stage:
-        tested = _encode_sample(model, sharded, 0, held_out, run.batch_tokens, ERROR_QUERIES)
+        places = sharded.places
+        tested = encode_sample(model, sharded, places.smallest(held_out), run.batch_tokens, ERROR_QUERIES)
         stage.advance(held_out)
-        sample = _encode_sample(model, sharded, held_out, training, run.batch_tokens, 0)
+        sample = encode_sample(model, sharded, places.smallest(training, held_out), run.batch_tokens)
         stage.advance(training)
     with progress.stage("codec", codebook_count(scope, model.shape.heads), "codebooks") as stage:
         codec = train_codec(
@@ -311,14 +317,17 @@ def _arrays_of(data: DataDirectory, entry: FileEntry | None) -> dict[str, NDArra
     return dict(read_arrays(entry, memoryview((data.path / entry.name).read_bytes())))
 
 
-def _encode_sample(
-    model: LoadedModel, sharded: ShardedCorpus, skip: int, count: int, batch_tokens: int, queries: int
+def encode_sample(
+    model: LoadedModel,
+    sharded: ShardedCorpus,
+    drawn: Sequence[tuple[bytes, int, int]],
+    batch_tokens: int,
+    queries: int = 0,
 ) -> Sample:
-    """Memories of the references that follow the ``skip`` smallest ids, in the order of their ids."""
+    """Memories of the references at ``drawn`` (id, shard, row), in that order, with ``queries`` of each."""
     shape = model.shape
     heads, slots, dim = len(shape.heads), shape.sparse_tokens, shape.head_dim
     group = shape.query_heads // shape.kv_heads
-    drawn = sharded.places.smallest(count, skip) if count else []
     keys = np.zeros((len(drawn), heads, slots, dim), np.float32)
     values = np.zeros_like(keys)
     positions = np.full((len(drawn), heads, slots), 255, np.uint8)
@@ -353,11 +362,28 @@ def held_out_errors(codec: Codec, tested: Sample, model: LoadedModel, progress: 
     if not len(tested.keys) or tested.queries is None:
         progress.note("too few references to hold any out: the codec's errors are not measured")
         return {"key_error": None, "value_error": None}
-    codes = TorchEncoder(codec, "cpu").encode(
-        torch.from_numpy(tested.keys), torch.from_numpy(tested.values), torch.from_numpy(tested.positions)
+    return errors_of(codec, codes_of(codec, tested), tested, model)
+
+
+def codes_of(codec: Codec, tested: Sample) -> NDArray[np.uint8]:
+    """The codes of memories, uint8 (R, row bytes of the codec)."""
+    codes: NDArray[np.uint8] = (
+        TorchEncoder(codec, "cpu")
+        .encode(
+            torch.from_numpy(tested.keys), torch.from_numpy(tested.values), torch.from_numpy(tested.positions)
+        )
+        .numpy()
     )
+    return codes
+
+
+def errors_of(codec: Codec, codes: NDArray[np.uint8], tested: Sample, model: LoadedModel) -> dict[str, Any]:
+    """What ``codes`` lose of the memories that they stand for, which have queries; as ``measure_errors`` has
+    it."""
+    if tested.queries is None:
+        raise ValueError("the sample has no queries to measure errors with")
     scaling = [fact.scaling for fact in model.layer_facts]
     softcap = [fact.softcap for fact in model.layer_facts]
     return measure_errors(
-        codec, codes.numpy(), tested.keys, tested.values, tested.positions, tested.queries, scaling, softcap
+        codec, codes, tested.keys, tested.values, tested.positions, tested.queries, scaling, softcap
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from m3build.pipeline.drift_report import Drift
 from m3build.records import Reject
 from m3build_formats.info import describe
 from m3build_formats.manifest import Manifest
@@ -28,7 +29,8 @@ class CompileResult:
     the data files of the version before that were missing or damaged and were made anew. ``cut`` documents
     went through the tokenizer, the others were known from an earlier build. ``encoded`` references went
     through the model, ``reused`` ones were copied from the bank, ``repeated`` ones from an earlier shard of
-    this build. ``rejects`` holds the first few.
+    this build. ``rejects`` holds the first few. ``drift`` says how well the codec and embedder that were kept
+    fit what is new; None where nothing was measured.
     """
 
     bank: str
@@ -43,6 +45,7 @@ class CompileResult:
     rejects: tuple[Reject, ...]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    drift: Drift | None = None
 
     @property
     def version(self) -> int:
@@ -61,6 +64,7 @@ class CompileResult:
             "encoded": self.encoded,
             "reused": self.reused,
             "repeated": self.repeated,
+            "drift": self.drift.to_json() if self.drift else None,
             "seconds": round(self.seconds, 3),
             "stages": [
                 {"name": s.name, "seconds": round(s.seconds, 3), "done": s.done, "unit": s.unit}

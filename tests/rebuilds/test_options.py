@@ -54,6 +54,7 @@ DOES_NOT: Final = {
     "workers": "how many processes do the same work",
     "trust_remote_code": "whether a model may be loaded; what it computes is told by its fingerprint",
     "max_rejects": "when a build stops",
+    "drift": "when a build warns",
     "rebuild": "whether other options are allowed",
     "readmit": "which documents there are",
     "allow_shrink": "when a build stops",
@@ -72,6 +73,7 @@ OTHER_VALUES: Final[dict[str, Any]] = {
     "batch_tokens": 64,
     "workers": 2,
     "max_rejects": "5",
+    "drift": "25%",
     "rehash": True,
     "allow_shrink": True,
 }
