@@ -66,7 +66,7 @@ def measure_drift(
     model: LoadedModel,
     codec: PreparedCodec,
     retrieval: PreparedRetrieval,
-    stored: OldMemories,
+    stored: OldMemories | None,
     code_key: str,
     sharded: ShardedCorpus,
     data: DataDirectory,
@@ -76,7 +76,7 @@ def measure_drift(
     from; notes it where that is past ``--drift``. None where nothing is new, or nothing was kept that a
     corpus shapes.
 
-    ``stored`` are the memories that the build could copy, ``code_key`` is the build's.
+    ``stored`` are the memories that the build could copy, if there are any, ``code_key`` is the build's.
     """
     if kept is None:
         return None
@@ -101,7 +101,7 @@ def measure_drift(
 
 
 def draw_new(
-    kept: Manifest, stored: OldMemories, code_key: str, sharded: ShardedCorpus
+    kept: Manifest, stored: OldMemories | None, code_key: str, sharded: ShardedCorpus
 ) -> tuple[list[Place], int]:
     """The new references with the smallest ids, ascending, and how many new ones there are.
 
@@ -119,7 +119,7 @@ def draw_new(
             if shard.chunks.sha256 in whole:
                 continue
             for place in _first_here(shard, sharded):
-                found = stored.of_reference(place[0])
+                found = stored.of_reference(place[0]) if stored is not None else None
                 if found is None or found[0].entry.name not in names:
                     count += 1
                     yield place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from copy import deepcopy
 from typing import Any
 
 NUMBERS = (
@@ -101,6 +102,14 @@ _WAYS = (_flip, _flip, _number, _number, _number, _number, _copy, _copy, _fill, 
 
 
 def _as_json(data: bytes, chance: random.Random) -> bytes | None:
+    """What ``_changed_json`` gives; None where the JSON is too deep for that."""
+    try:
+        return _changed_json(data, chance)
+    except RecursionError:
+        return None
+
+
+def _changed_json(data: bytes, chance: random.Random) -> bytes | None:
     """The input with one value of its JSON replaced, moved or removed; None where none is in it. The JSON may
     stand behind its length in 4 bytes, with other bytes after it."""
     start = 0 if data[:1] == b"{" else 4
@@ -121,7 +130,7 @@ def _as_json(data: bytes, chance: random.Random) -> bytes | None:
         holder[key] = _any_json(chance)
     elif way < 0.75:
         other, name = chance.choice(spots)
-        holder[key] = json.loads(json.dumps(other[name]))
+        holder[key] = deepcopy(other[name])
     elif isinstance(holder, dict) and way < 0.85:
         holder[chance.choice(TEXTS)] = holder.pop(key)
     else:

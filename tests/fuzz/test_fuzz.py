@@ -44,6 +44,14 @@ def test_mutations_depend_on_their_seed_alone() -> None:
     assert all(len(item) <= LARGEST for item in some(1))
 
 
+def test_mutations_bear_json_as_deep_as_it_comes() -> None:
+    deep = b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    shallower = b'{"a":' + b"[" * 300 + b"]" * 300 + b"}"
+    for data in (deep, shallower):
+        spoilt = {mutate(data, random.Random(seed), [b"other"]) for seed in range(200)}
+        assert len(spoilt) > 100
+
+
 WORKER = """
 import ctypes, os, signal, sys
 sys.path.insert(0, {place!r})

@@ -18,6 +18,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,12 @@ def _with_atheris(feed: Any, seeds: list[bytes], seed: int, largest: int, mutate
         chance = random.Random(number)
         if chance.random() < 0.3:
             return bytes(atheris.Mutate(data, size))
-        return bytes(mutate(data, chance, seeds)[:size])
+        try:
+            return bytes(mutate(data, chance, seeds)[:size])
+        except BaseException:  # noqa: BLE001 - whatever it is
+            # Atheris would end without a word.
+            traceback.print_exc()
+            os._exit(3)
 
     corpus = tempfile.mkdtemp()
     for number, data in enumerate(seeds):
@@ -106,6 +112,7 @@ def _with_atheris(feed: Any, seeds: list[bytes], seed: int, largest: int, mutate
     options = ["-handle_segv=0", "-handle_abrt=0", "-handle_bus=0", "-handle_fpe=0", "-handle_ill=0"]
     options += [
         "-handle_int=0",
+        f"-artifact_prefix={corpus}/",
         "-timeout=0",
         "-rss_limit_mb=0",
         "-detect_leaks=0",
