@@ -37,9 +37,9 @@ patiently() {
     tries=1
     while :; do
         "$@"
-        code=$?
-        if [ "$code" -ne 8 ] || [ "$tries" -ge "${TRIES:-5}" ]; then
-            return "$code"
+        ended=$?
+        if [ "$ended" -ne 8 ] || [ "$tries" -ge "${TRIES:-5}" ]; then
+            return "$ended"
         fi
         tries=$((tries + 1))
         sleep "${PAUSE:-600}"
