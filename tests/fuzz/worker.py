@@ -113,7 +113,9 @@ def _with_atheris(feed: Any, seeds: list[bytes], seed: int, largest: int, mutate
     options += [
         "-handle_int=0",
         f"-artifact_prefix={corpus}/",
-        "-timeout=0",
+        # Of the clock: with 0 atheris ends at an input that a busy machine takes a second for. Time of the
+        # processor is looked after above, and by `run.py` whether there is any.
+        "-timeout=1000000",
         "-rss_limit_mb=0",
         "-detect_leaks=0",
         "-verbosity=0",
