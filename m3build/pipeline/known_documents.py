@@ -80,6 +80,8 @@ class KnownDocuments:
         )
         self._chunks: list[Path] = []
         self._open: OrderedDict[int, Any] = OrderedDict()
+        # Neighbours, as a rule, come one after the other: their batch is decompressed once.
+        self._last: tuple[tuple[int, int], Any] = ((-1, -1), None)
         self.found = 0
 
     def __enter__(self) -> Self:
@@ -114,7 +116,9 @@ class KnownDocuments:
             return None
         piece, batch, first, count = row
         self.found += 1
-        return chunks_of(self._file(piece).get_batch(batch), first, count)
+        if self._last[0] != (piece, batch):
+            self._last = (piece, batch), self._file(piece).get_batch(batch)
+        return chunks_of(self._last[1], first, count)
 
     def _file(self, piece: int) -> Any:
         if piece not in self._open:

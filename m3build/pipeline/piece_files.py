@@ -147,7 +147,9 @@ class _Sink:
         # Of this process alone: a worker whose build is gone may still be about to end.
         self._temporary = path.with_suffix(f".{os.getpid()}.tmp")
         self._stream = pa.OSFile(str(self._temporary), "wb")
-        self._writer = pa.ipc.new_file(self._stream, schema)
+        # Pieces stay under build/, and would be several times the corpus.
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+        self._writer = pa.ipc.new_file(self._stream, schema, options=options)
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)

@@ -29,7 +29,7 @@ from m3build.records import Chunk, Reject
 from m3build.workers import WorkerPool
 from m3build_formats.shard_tables import DocumentRow
 
-PIECE_VERSION = 3
+PIECE_VERSION = 4
 # Input that is worth the start of another process.
 BYTES_A_WORKER = 1 << 21
 
