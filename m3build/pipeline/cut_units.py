@@ -24,6 +24,7 @@ from m3build.pipeline.units import Unit
 from m3build.records import Document, Reject
 from m3build.workers import Death, Tell
 from m3build_formats.canonical_json import canonical_json
+from m3build_formats.errors import ResourceError
 from m3build_formats.layout import MAX_DOCUMENT_ID_BYTES, MAX_METADATA_BYTES, MAX_TITLE_BYTES
 
 TRIES: Final = 2
@@ -63,9 +64,17 @@ class CutTask:
         return found
 
     def after(self, death: Death) -> CutTask:
-        """The task to go on with after a worker ended."""
+        """The task to go on with after a worker ended. Raises ResourceError where several ended before they
+        came to any record."""
         at: Any = death.at if self.is_careful else None
-        return replace(self, deaths=(*self.deaths, (at, death.how)))
+        deaths = (*self.deaths, (at, death.how))
+        if sum(place is None for place, _ in deaths) > TRIES:
+            name = self.unit.ranges[0].file.name
+            raise ResourceError(
+                f"workers end before they have read anything of {name}; the last {death.how}. Look for what "
+                "ends them (memory, most often), or try --workers 1"
+            )
+        return replace(self, deaths=deaths)
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,5 +220,5 @@ def keep_pieces(pieces: Iterable[Piece], directory: Path, ledger: Ledger) -> Non
     kept = {piece.key for piece in pieces}
     ledger.keep_only(kept)
     for path in directory.iterdir():
-        if path.name.partition(".")[0] not in kept:
+        if path.name.partition(".")[0] not in kept or path.suffix == ".tmp":
             path.unlink(missing_ok=True)

@@ -13,8 +13,11 @@ from cheap_builds import cheap_builds
 from small_corpus import build, data_files, sentence, write_smaller_corpus
 
 from m3build.config import RunOptions
+from m3build.corpus import SourceFile, SourceRange
 from m3build.pipeline import pieces, units, vector_stage
-from m3build.workers import WorkerPool
+from m3build.pipeline.cut_units import CutTask
+from m3build.pipeline.units import Unit
+from m3build.workers import Death, WorkerPool
 from m3build_formats.bank import read_manifest
 from m3build_formats.entries import FileEntry
 from m3build_formats.errors import ResourceError, UsageError
@@ -117,6 +120,8 @@ def test_a_worker_that_dies_once_costs_nothing_but_time(tmp_path: Path, tiny_lla
     assert {path.name for path in harm.iterdir()} >= {"cut", "embed"}
     assert made.manifest.counts["rejects"] == 1
     assert data_files(tmp_path / "bank") == data_files(tmp_path / "alone")
+    left = [path.name for path in (tmp_path / "bank" / "build").rglob("*") if path.is_file()]
+    assert not [name for name in left if name.endswith((".tmp", ".log"))]
 
 
 def test_a_document_that_ends_two_workers_is_rejected_alone_and_tried_again_by_the_next_build(
@@ -148,6 +153,26 @@ def test_embedding_that_ends_two_workers_ends_the_build_and_says_so(
     (corpus / "05.txt").write_text("This is poison to embed.", encoding="utf-8")
     with pytest.raises(ResourceError, match=r"embedded .*SIGKILL.*--workers 1"):
         build(corpus, tmp_path / "bank", tiny_llama, workers=2, **NEW)
+
+
+def test_a_unit_that_no_worker_lives_to_read_is_not_tried_for_ever() -> None:
+    task = CutTask(Unit((SourceRange(SourceFile("/a.txt", "a.txt", 1, "text")),), 1), Path("d"), Path("c"))
+    for _ in range(2):
+        task = task.after(Death("was ended by SIGKILL", None))
+    assert not task.poison
+    with pytest.raises(ResourceError, match=r"read anything of a\.txt.*SIGKILL"):
+        task.after(Death("was ended by SIGKILL", None))
+
+
+def test_a_record_is_given_up_after_two_deaths_of_which_the_first_may_be_of_the_fast_try() -> None:
+    unit = Unit((SourceRange(SourceFile("/a.jsonl", "a.jsonl", 1, "jsonl")),), 1)
+    task = CutTask(unit, Path("d"), Path("c")).after(Death("died", None))
+    assert task.is_careful
+    first = task.after(Death("died", ("cut", 0, 3)))
+    assert first.poison == {("cut", 0, 3): "died"}
+    second = first.after(Death("died", ("read", 0, 7)))
+    assert set(second.poison) == {("cut", 0, 3)}
+    assert set(second.after(Death("died", ("read", 0, 7))).poison) == {("cut", 0, 3), ("read", 0, 7)}
 
 
 def test_workers_are_counted_from_one(tmp_path: Path, tiny_llama: Path) -> None:
