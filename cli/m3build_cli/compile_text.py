@@ -72,8 +72,8 @@ def drift_line(drift: Drift) -> str:
     """How well the codec and embedder that were kept fit what is new, in one line."""
     names = {"key_error": "error of keys", "value_error": "of values", "ngram_weight": "weight of n-grams"}
     measured = [
-        f"{names[figure.name]} {figure.new:.3f}"
-        + (f" ({figure.training:.3f} at training)" if figure.training is not None else "")
+        f"{names[figure.name]} {figure.new:.3g}"
+        + (f" ({figure.training:.3g} at training)" if figure.training is not None else "")
         for figure in drift.figures
         if figure.new is not None
     ]
@@ -89,5 +89,5 @@ def codec_line(codec: dict[str, object]) -> str:
     )
     text = f"{codec['spec']}, {size}"
     if codec.get("key_error") is not None:
-        text += f", error of keys {codec['key_error']:.3f}, of values {codec['value_error']:.3f}"
+        text += f", error of keys {codec['key_error']:.3g}, of values {codec['value_error']:.3g}"
     return text

@@ -153,7 +153,7 @@ def test_documents_of_another_kind_are_told_with_the_figures_at_training(
     assert "--drift 10%" in warning
     assert f"error of keys is {errors[0]:.3g} on them, {codec['key_error']:.3g} at training" in warning
     summary = describe_result(result)
-    assert f"error of keys {errors[0]:.3f} ({codec['key_error']:.3f} at training)" in summary
+    assert f"error of keys {errors[0]:.3g} ({codec['key_error']:.3g} at training)" in summary
     told = result.to_json()["drift"]
     assert told["exceeded"] == ["key_error", "value_error", "ngram_weight"]
     assert told["key_error"]["training"] == codec["key_error"]
