@@ -69,9 +69,9 @@ class PieceMaker:
     """Makes the pieces of one corpus, or finds them finished by an earlier build.
 
     ``shaped_by`` names tokenizer and chunk options; ``on_reject`` hears of each reject and may stop the
-    build; ``workers`` is how many processes cut at most. A context manager. ``cut`` counts the documents that
-    went through the chunker, ``changing`` names the files that changed between being hashed and being read,
-    ``poisoned`` tells that records were given up, since workers ended at them.
+    build; ``workers`` is how many processes cut at most. ``cut`` counts the documents that went through the
+    chunker, ``changing`` names the files that changed between being hashed and being read, ``poisoned`` tells
+    that records were given up, since workers ended at them.
     """
 
     def __init__(
