@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from examples.teach_memory.__main__ import main
 from examples.teach_memory.batches import Batches
-from examples.teach_memory.corpus import Retrieval, Texts, read_corpus
+from examples.teach_memory.corpus import Retrieval, Texts, first_places, read_corpus
 from examples.teach_memory.memory_pass import IGNORED, Batch, token_losses
 from examples.teach_memory.muon import orthogonal
 from examples.teach_memory.training import Schedule, Stage, train
@@ -244,3 +244,11 @@ def _prepared(directory: Path, corpus: Path, warm_up_steps: int = 0) -> tuple[Ca
     model = model.shaped(ShapeRequest(memory_layers=[1], sparse_tokens=8, reference_tokens=REFERENCE))
     split = read_corpus(model, [str(corpus)])
     return model, Batches(model, split, Retrieval(split, model), 4, 65, 0, warm_up_steps)
+
+
+@pytest.mark.parametrize("references", [1, 30, 31, 500])
+def test_the_best_references_are_those_of_a_stable_sort(references: int) -> None:
+    chance = np.random.default_rng(references)
+    for scores in chance.integers(0, 9, (20, references)).astype(np.float32):
+        expected = np.argsort(-scores, kind="stable")[:30]
+        assert first_places(scores, 30).tolist() == expected.tolist()
