@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3build.pipeline.drift_report import Drift
+from m3build.pipeline.drift_report import WORDS, Drift
 from m3build.pipeline.reproduce import Reproduction
 from m3build.pipeline.result import CompileResult
 from m3build.plan import in_both_units, in_decimal_units
@@ -70,9 +70,8 @@ def describe_reproduction(result: Reproduction) -> str:
 
 def drift_line(drift: Drift) -> str:
     """How well the codec and embedder that were kept fit what is new, in one line."""
-    names = {"key_error": "error of keys", "value_error": "of values", "ngram_weight": "weight of n-grams"}
     measured = [
-        f"{names[figure.name]} {figure.new:.3g}"
+        f"{WORDS[figure.name]} {figure.new:.3g}"
         + (f" ({figure.training:.3g} at training)" if figure.training is not None else "")
         for figure in drift.figures
         if figure.new is not None

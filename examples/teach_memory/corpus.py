@@ -31,6 +31,7 @@ PIECE = 64
 HELD_OUT_ONE_IN = 8
 MOST_OVERLAP = 0.9
 CANDIDATES = 8
+QUERIES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +148,9 @@ class Retrieval:
         starts = range(-bos, len(document), PIECE)
         pieces = [document[max(start, 0) : start + PIECE] for start in starts]
         queries = embedder.embed_queries(self._model.tokenizer.batch_decode(pieces))
-        order = [first_places(scores, CANDIDATES) for scores in queries @ vectors.T]
+        # A long document has thousands of pieces, and there are hundreds of thousands of references.
+        blocks = (queries[first : first + QUERIES] for first in range(0, len(queries), QUERIES))
+        order = [first_places(scores, CANDIDATES) for block in blocks for scores in block @ vectors.T]
         return [
             [
                 int(n)

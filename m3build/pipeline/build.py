@@ -76,7 +76,7 @@ def compile_bank(
     workers = run.workers if run.workers is not None else default_workers()
     if workers < 1:
         raise UsageError(f"{workers} workers: there must be at least one")
-    parse_drift_limit(run.drift)
+    drift_limit = parse_drift_limit(run.drift)
     old = _current(bank)
     recorded = old.sources.get("settings") if old else None
     settings = resolve(options, recorded, run.rebuild, run.readmit)
@@ -186,7 +186,17 @@ def compile_bank(
         drift = None
         if memories.encodes:
             drift = measure_drift(
-                kept, run, model, codec, retrieval, copied, key, sharded, writer.data, watch
+                kept,
+                drift_limit,
+                run.batch_tokens,
+                model,
+                codec,
+                retrieval,
+                copied,
+                key,
+                sharded,
+                writer.data,
+                watch,
             )
         contents = VersionContents(
             operation="compile",

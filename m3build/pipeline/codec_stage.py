@@ -29,6 +29,7 @@ from m3build.encode import ReferenceEncoder
 from m3build.model import LoadedModel, MemoryShape
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.memory_stage import Encode
+from m3build.pipeline.places import Place, by_shard
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.plan import memory_plan, model_shape, write_flops
 from m3build.progress import Progress
@@ -320,7 +321,7 @@ def _arrays_of(data: DataDirectory, entry: FileEntry | None) -> dict[str, NDArra
 def encode_sample(
     model: LoadedModel,
     sharded: ShardedCorpus,
-    drawn: Sequence[tuple[bytes, int, int]],
+    drawn: Sequence[Place],
     batch_tokens: int,
     queries: int = 0,
 ) -> Sample:
@@ -334,26 +335,22 @@ def encode_sample(
     asked = np.zeros((len(drawn), queries, group, heads, dim), np.float32) if queries else None
     # As Python integers they would take ten times as much, and be most of what a large build needs.
     tokens = [array("I")] * len(drawn)
-    by_shard: dict[int, list[tuple[int, int]]] = {}
-    for at, (_, shard, row) in enumerate(drawn):
-        by_shard.setdefault(shard, []).append((at, row))
-    for shard, wanted in by_shard.items():
-        found = sharded.shards[shard].references(row for _, row in wanted)
-        for (at, _), ids in zip(wanted, found, strict=True):
+    for shard, rows, places in by_shard(drawn):
+        for at, ids in zip(places, sharded.shards[shard].references(rows), strict=True):
             tokens[at] = array("I", ids.tobytes())
     layer_of = {layer: i for i, layer in enumerate(shape.memory_layers)}
     layers = [layer_of[layer] for layer, _ in shape.heads]
     with torch.inference_mode():
         for batch in ReferenceEncoder(model, batch_tokens=batch_tokens, queries=queries).encode(tokens):
-            places = list(batch.indices)
-            keys[places] = batch.keys.float().cpu().numpy()
-            values[places] = batch.values.float().cpu().numpy()
-            positions[places] = batch.positions.cpu().numpy()
+            found = list(batch.indices)
+            keys[found] = batch.keys.float().cpu().numpy()
+            values[found] = batch.values.float().cpu().numpy()
+            positions[found] = batch.positions.cpu().numpy()
             if asked is not None and batch.queries is not None:
                 found_queries = batch.queries.float().cpu().numpy()
                 for number, (layer, (_, head)) in enumerate(zip(layers, shape.heads, strict=True)):
                     mine = found_queries[:, layer, head * group : (head + 1) * group]
-                    asked[places, :, :, number] = mine.transpose(0, 2, 1, 3)
+                    asked[found, :, :, number] = mine.transpose(0, 2, 1, 3)
     return Sample(keys, values, positions, asked)
 
 

@@ -134,7 +134,7 @@ def cut_unit(
 @dataclass(frozen=True, slots=True)
 class CutJob:
     """Cutting units in a worker. ``tokenizer`` is the JSON of a ``tokenizers.Tokenizer``, ``known`` the
-    database of known documents."""
+    file that lists known documents."""
 
     tokenizer: str
     chunk_options: ChunkOptions
@@ -147,7 +147,7 @@ class CutJob:
         from tokenizers import Tokenizer
 
         chunker = Chunker(Tokenizer.from_str(self.tokenizer), self.chunk_options)
-        with KnownDocuments.opened(self.known) as known:
+        with KnownDocuments(self.known) as known:
             yield lambda task, tell: cut_unit(task, self.source_options, chunker, known, lambda _: None, tell)
 
 

@@ -15,6 +15,7 @@ import sqlite3
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -37,48 +38,33 @@ def cut_key(document: Document) -> bytes:
     return hashlib.sha256(outline.encode() + b"\0" + document.text.encode("utf-8")).digest()
 
 
-class KnownDocuments:
-    """The documents of finished pieces, each a pair of Arrow files (documents, chunks) of the same chunker
-    and tokenizer as the build's, listed in the SQLite file ``path``, which is made anew and, when the context
-    is left, deleted. ``found`` counts the documents that were there."""
-
-    def __init__(self, path: Path, pieces: Iterable[tuple[Path, Path]]) -> None:
-        path.unlink(missing_ok=True)
-        self.path = path
-        self._owned = True
-        self._begin(f"{path.absolute().as_uri()}?mode=rwc")
-        self._database.executescript(
+def list_documents(path: Path, pieces: Iterable[tuple[Path, Path]]) -> None:
+    """Write the SQLite file that ``KnownDocuments`` reads, from pieces as pairs of Arrow files (documents,
+    chunks)."""
+    path.unlink(missing_ok=True)
+    with closing(_connect(path, "rwc")) as database:
+        database.executescript(
             "CREATE TABLE known (cut BLOB PRIMARY KEY, piece INTEGER, batch INTEGER, first INTEGER, "
-            "chunks INTEGER) WITHOUT ROWID; CREATE TABLE pieces (chunks TEXT); BEGIN"
+            "chunks INTEGER) WITHOUT ROWID; CREATE TABLE pieces (number INTEGER PRIMARY KEY, chunks TEXT); "
+            "BEGIN"
         )
-        for documents, chunks in pieces:
-            self._chunks.append(chunks)
-            self._database.executemany(
-                "INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", self._rows(documents)
+        for number, (documents, chunks) in enumerate(pieces):
+            database.execute("INSERT INTO pieces VALUES (?, ?)", [number, os.fspath(chunks.absolute())])
+            database.executemany(
+                "INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", _rows(number, documents)
             )
-        self._database.executemany(
-            "INSERT INTO pieces VALUES (?)", ([os.fspath(chunks.absolute())] for chunks in self._chunks)
-        )
-        self._database.execute("COMMIT")
+        database.execute("COMMIT")
 
-    @classmethod
-    def opened(cls, path: Path) -> Self:
-        """What another process has listed in ``path``, which stays its own."""
-        self = cls.__new__(cls)
-        self.path = path
-        self._owned = False
-        self._begin(f"{path.absolute().as_uri()}?mode=ro")
-        rows = self._database.execute("SELECT chunks FROM pieces ORDER BY rowid")
-        self._chunks += [Path(chunks) for (chunks,) in rows]
-        return self
 
-    def _begin(self, address: str) -> None:
-        self._database = sqlite3.connect(address, isolation_level=None, uri=True)
-        # Scratch: what a crash leaves of it is made anew.
-        self._database.executescript(
-            f"PRAGMA cache_size = -{_CACHE_KIB}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF"
-        )
-        self._chunks: list[Path] = []
+class KnownDocuments:
+    """The documents of the finished pieces that ``list_documents`` listed in ``path``, all of the same
+    chunker and tokenizer as the build's. A context manager. ``found`` counts the documents that were
+    there."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = _connect(path, "ro")
+        rows = self._database.execute("SELECT chunks FROM pieces ORDER BY number")
+        self._chunks = [Path(chunks) for (chunks,) in rows]
         self._open: OrderedDict[int, Any] = OrderedDict()
         # Neighbours, as a rule, come one after the other: their batch is decompressed once.
         self._last: tuple[tuple[int, int], Any] = ((-1, -1), None)
@@ -92,8 +78,6 @@ class KnownDocuments:
     ) -> None:
         self._open.clear()
         self._database.close()
-        if self._owned:
-            self.path.unlink(missing_ok=True)
 
     def cut_many(
         self, documents: Iterable[Document], chunker: Chunker, one_by_one: bool = False
@@ -128,16 +112,26 @@ class KnownDocuments:
         self._open.move_to_end(piece)
         return self._open[piece]
 
-    def _rows(self, documents: Path) -> Iterator[tuple[bytes, int, int, int, int]]:
-        with pa.memory_map(str(documents)) as source:
-            file = pa.ipc.open_file(source)
-            for number in range(file.num_record_batches):
-                batch: Any = file.get_batch(number)
-                first = 0
-                keys, counts = batch.column("cut").to_pylist(), batch.column("chunks").to_pylist()
-                for key, count in zip(keys, counts, strict=True):
-                    yield key, len(self._chunks) - 1, number, first, count
-                    first += count
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", isolation_level=None, uri=True)
+    # Scratch: what a crash leaves of it is made anew.
+    database.executescript(
+        f"PRAGMA cache_size = -{_CACHE_KIB}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF"
+    )
+    return database
+
+
+def _rows(piece: int, documents: Path) -> Iterator[tuple[bytes, int, int, int, int]]:
+    with pa.memory_map(str(documents)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            batch: Any = file.get_batch(number)
+            first = 0
+            keys, counts = batch.column("cut").to_pylist(), batch.column("chunks").to_pylist()
+            for key, count in zip(keys, counts, strict=True):
+                yield key, piece, number, first, count
+                first += count
 
 
 def chunks_of(batch: Any, first: int, count: int) -> list[Chunk]:

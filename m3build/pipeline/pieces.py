@@ -21,7 +21,7 @@ from m3build.chunking import Chunker
 from m3build.corpus import SourceOptions
 from m3build.pipeline.cut_units import CutJob, CutTask, CutUnit, cut_unit
 from m3build.pipeline.file_hashes import FileHash, FileHashes
-from m3build.pipeline.known_documents import KnownDocuments
+from m3build.pipeline.known_documents import KnownDocuments, list_documents
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.piece_files import digest_of, read_piece
 from m3build.pipeline.units import Unit
@@ -117,9 +117,10 @@ class PieceMaker:
         with ExitStack() as stack:
             made: Iterator[CutUnit] = iter(())
             if missing:
-                others = self._others({each.key for each in planned})
-                known = stack.enter_context(KnownDocuments(self._directory / "known.sqlite", others))
-                made = stack.enter_context(closing(self._cut_all(missing, known)))
+                listed = self._directory / "known.sqlite"
+                stack.callback(listed.unlink, missing_ok=True)
+                list_documents(listed, self._others({each.key for each in planned}))
+                made = stack.enter_context(closing(self._cut_all(missing, listed)))
             for each in planned:
                 if each.found is None:
                     yield self._keep(each, next(made))
@@ -128,16 +129,17 @@ class PieceMaker:
                     self._on_reject(reject)
                 yield each.found
 
-    def _cut_all(self, missing: Sequence[PlannedPiece], known: KnownDocuments) -> Generator[CutUnit]:
-        """What is found in units, in order."""
+    def _cut_all(self, missing: Sequence[PlannedPiece], listed: Path) -> Generator[CutUnit]:
+        """What is found in units, in order; ``listed`` are the known documents."""
         tasks = [CutTask(each.unit, *self._paths(each.key)) for each in missing]
         size = sum(each.unit.bytes for each in missing)
         workers = min(self._workers, len(tasks), size // BYTES_A_WORKER)
         if workers <= 1:
-            for task in tasks:
-                yield cut_unit(task, self._options, self._chunker, known, self._on_reject, _unheard)
+            with KnownDocuments(listed) as known:
+                for task in tasks:
+                    yield cut_unit(task, self._options, self._chunker, known, self._on_reject, _unheard)
             return
-        job = CutJob(self._chunker.tokenizer_json(), self._chunker.options, self._options, known.path)
+        job = CutJob(self._chunker.tokenizer_json(), self._chunker.options, self._options, listed)
         with WorkerPool[CutTask, CutUnit](job, workers, self._directory, CutTask.after) as pool:
             for found in pool.results(tasks):
                 for reject in found.rejects:

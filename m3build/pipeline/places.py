@@ -9,12 +9,28 @@ of references alone, not on their order.
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 # Full from some 80,000 references on, so that larger corpora take no more; the system caches the file anyway.
 _CACHE_KIB: Final = 4 * 1024
+
+
+Place = tuple[bytes, int, int]
+"""Id, shard and row of a reference."""
+
+
+def by_shard(drawn: Iterable[Place]) -> Iterator[tuple[int, list[int], list[int]]]:
+    """References that were drawn, a shard at a time, ascending: the shard, the rows there, ascending too, and
+    where in ``drawn`` each stands."""
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for at, (_, shard, row) in enumerate(drawn):
+        found[shard].append((row, at))
+    for shard, pairs in sorted(found.items()):
+        rows, places = zip(*sorted(pairs), strict=True)
+        yield shard, list(rows), list(places)
 
 
 class Places:
@@ -56,7 +72,7 @@ class Places:
         ).fetchone()
         return found
 
-    def smallest(self, count: int, skip: int = 0) -> list[tuple[bytes, int, int]]:
+    def smallest(self, count: int, skip: int = 0) -> list[Place]:
         """``count`` ids with shard and row, after the ``skip`` smallest: a uniform draw by hash."""
         return self._db.execute(
             "SELECT id, shard, row FROM places ORDER BY id LIMIT ? OFFSET ?", (count, skip)
@@ -66,7 +82,7 @@ class Places:
         count: int = self._db.execute("SELECT count(*) FROM places").fetchone()[0]
         return count
 
-    def __iter__(self) -> Iterator[tuple[bytes, int, int]]:
+    def __iter__(self) -> Iterator[Place]:
         return iter(self._db.execute("SELECT id, shard, row FROM places ORDER BY shard, row"))
 
     def close(self) -> None:

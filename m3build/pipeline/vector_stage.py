@@ -28,7 +28,7 @@ from m3build.index import (
 )
 from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger, piece_key
-from m3build.pipeline.places import Places
+from m3build.pipeline.places import Places, by_shard
 from m3build.pipeline.shard_stage import StagedShard
 from m3build.pipeline.written import embedding_blocks, reference_texts, texts_of_rows
 from m3build.progress import Stage
@@ -56,11 +56,8 @@ def sample_texts(places: Places, shards: Sequence[StagedShard], data: Path, coun
     """The texts of ``count`` references drawn uniformly by hash, grouped by shard, in an order that depends
     on the corpus alone.
     """
-    chosen: dict[int, list[int]] = {}
-    for _, shard, row in places.smallest(count):
-        chosen.setdefault(shard, []).append(row)
-    for shard in sorted(chosen):
-        yield from texts_of_rows(data, shards[shard].chunks, sorted(chosen[shard]))
+    for shard, rows, _ in by_shard(places.smallest(count)):
+        yield from texts_of_rows(data, shards[shard].chunks, rows)
 
 
 def pieces_of(texts: Iterable[str]) -> list[str]:
@@ -82,8 +79,8 @@ def pieces_of(texts: Iterable[str]) -> list[str]:
 def train_index(
     spec: str, vectors: int, embedder: Embedder, places: Places, shards: Sequence[StagedShard], data: Path
 ) -> IndexState:
-    """The shared part of the index: coarse centroids where it has any, trained on references drawn by "
-    "hash."""
+    """The shared part of the index: coarse centroids where it has any, trained on references drawn by
+    hash."""
     wanted = sample_size(choose_spec(spec, vectors))
     sample = np.empty((0, embedder.dim), np.float16)
     queries = None

@@ -110,7 +110,7 @@ class WorkerPool(Generic[Task, Result]):
         self._begun = 0
         self._false_starts = 0
         self._looked = 0.0
-        self._retries: deque[_Entry] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._ready: dict[int, Result] = {}
 
     def __enter__(self) -> Self:
@@ -133,31 +133,31 @@ class WorkerPool(Generic[Task, Result]):
         more = True
         self._looked = time.monotonic()
         while True:
-            while more and given + len(self._retries) < taken + 2 * self._count:
+            while more and given < taken + 2 * self._count:
                 following = next(numbered, None)
                 if following is None:
                     more = False
                     break
-                self._retries.append(_Entry(*following))
+                self._waiting.append(_Entry(*following))
                 given += 1
+            if taken == given:
+                return
             self._hand_out()
             self._look()
             while taken in self._ready:
                 yield self._ready.pop(taken)
                 taken += 1
-            if not more and taken == given:
-                return
 
     def _hand_out(self) -> None:
         idle = [worker for worker in self._workers if worker.entry is None]
-        while self._retries:
+        while self._waiting:
             if idle:
                 worker = idle.pop()
             elif len(self._workers) < self._count:
                 worker = self._begin()
             else:
                 return
-            entry = worker.entry = self._retries.popleft()
+            entry = worker.entry = self._waiting.popleft()
             worker.at, worker.silent, worker.still = None, 0.0, 0.0
             self._send(worker, packed(entry.task))
 
@@ -269,10 +269,10 @@ class WorkerPool(Generic[Task, Result]):
             self._false_starts += 1
             if self._false_starts >= _MOST_FALSE_STARTS or entry is None:
                 raise ResourceError(f"worker processes do not start: the last {how}{said}; try --workers 1")
-            self._retries.appendleft(entry)
+            self._waiting.appendleft(entry)
         elif entry is not None:
             entry.task = self._again(entry.task, Death(f"{how}{said}", worker.at))
-            self._retries.appendleft(entry)
+            self._waiting.appendleft(entry)
 
     def _end(self, worker: _Worker, patient: bool = False) -> int:
         """End a process if it has not; its exit code."""

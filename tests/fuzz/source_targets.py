@@ -75,7 +75,10 @@ def read_compressed(data: bytes) -> bool:
     if not data:
         return False
     records, _ = _read(
-        "jsonl", COMPRESSIONS[data[0] % 4], data[1:], SourceOptions(max_document_bytes=1 << 16)
+        "jsonl",
+        COMPRESSIONS[data[0] % len(COMPRESSIONS)],
+        data[1:],
+        SourceOptions(max_document_bytes=1 << 16),
     )
     _check_storable(records)
     return all(isinstance(record, Document) for record in records)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import run
 from mutate import LARGEST, mutate
-from run import BANKS, fuzz
+from run import BANKS, SOURCES, fuzz
+
+from m3build.corpus.registry import formats
 
 HERE = Path(__file__).resolve().parent
 CASES = sorted((HERE / "cases").glob("*"))
@@ -32,6 +34,10 @@ def test_a_reader_survives_seeded_mutations(name: str) -> None:
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
 def test_an_input_that_was_a_finding_is_read_in_peace(path: Path) -> None:
     subprocess.run([sys.executable, HERE / "replay.py", path], check=True)
+
+
+def test_every_format_of_sources_is_fuzzed() -> None:
+    assert set(SOURCES) == {*formats(), "compressed"}
 
 
 def test_mutations_depend_on_their_seed_alone() -> None:
