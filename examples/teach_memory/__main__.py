@@ -15,7 +15,7 @@ from examples.teach_memory.batches import Batches
 from examples.teach_memory.corpus import Retrieval, Split, read_corpus
 from examples.teach_memory.measuring import HeldOut
 from examples.teach_memory.report import CARD, LOG, Figures, draw, write_card
-from examples.teach_memory.training import Schedule, Stage, train
+from examples.teach_memory.training import Schedule, Stage, restore, train
 from m3build.calibration import Repeats, calibrate, cut_passages, repeat_passages
 from m3build.calibration.reading_loss import losses_in_context
 from m3build.calibration.run import PIECE_TOKENS
@@ -27,6 +27,7 @@ from m3build_formats.errors import GateError, M3Error
 WATCHED = ("plain", "bos", "earlier", "other")
 WATCHED_DOCUMENTS = 32
 CALIBRATED = 64
+CALIBRATION = "calibration.json"
 
 
 @click.command(context_settings={"show_default": True})
@@ -84,21 +85,26 @@ def main(
     where: dict[str, Any] = {"memory_layers": memory_layers}
     if memory_layers is None:
         # Stage 1, unless memories are already worth something to the model.
-        warm_up = out / "checkpoint-warm-up"
-        found = None if warm_up.exists() else calibrate(model, repeats, texts)
-        if found is None or found.recommended is None:
-            batches = Batches(model, split, retrieval, rows, context, seed, warm_up_steps)
-            stage = Stage("warm-up", Schedule(warm_up_steps, warm_up_rate), batches.warm_up, every, muon=True)
-            train(model, stage, warm_up, log, lambda: copying(model, repeats))
-            found = calibrate(model, repeats, texts)
-        if found.recommended is None and not force:
-            raise GateError(
-                "stage 2 would teach this model to ignore memories: it neither copies within its context"
-                f" (new passages cost {found.first_loss:.2f} nats a token, repeated ones"
-                f" {found.repeated_loss:.2f}) nor gains by the memory of what came before. Raise"
-                " --warm-up-steps, or --force it."
-            )
-        where = found.memory3()
+        warm_up, known = out / "checkpoint-warm-up", out / CALIBRATION
+        if not known.exists():
+            found = None if warm_up.exists() else calibrate(model, repeats, texts)
+            if found is None or found.recommended is None:
+                batches = Batches(model, split, retrieval, rows, context, seed, warm_up_steps)
+                schedule = Schedule(warm_up_steps, warm_up_rate)
+                stage = Stage("warm-up", schedule, batches.warm_up, every, muon=True)
+                train(model, stage, warm_up, log, lambda: copying(model, repeats))
+                found = calibrate(model, repeats, texts)
+            if found.recommended is None and not force:
+                raise GateError(
+                    "stage 2 would teach this model to ignore memories: it neither copies within its context"
+                    f" (new passages cost {found.first_loss:.2f} nats a token, repeated ones"
+                    f" {found.repeated_loss:.2f}) nor gains by the memory of what came before. Raise"
+                    " --warm-up-steps, or --force it."
+                )
+            known.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        elif warm_up.exists():
+            restore(model, warm_up)
+        where = json.loads(known.read_text(encoding="utf-8"))["recommended"] or {}
 
     # Stage 2, with memory where it was found to be of use.
     def shaped(model: CausalModel) -> CausalModel:

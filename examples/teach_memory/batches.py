@@ -56,7 +56,6 @@ class Batches:
         self._model, self._split, self._retrieval = model, split, retrieval
         self._rows, self._context, self._seed = rows, context, seed
         self._warm_up_steps = warm_up_steps
-        self._found: dict[int, list[list[int]]] = {}
         self._long = np.flatnonzero(split.train.lengths > PIECE).tolist()
 
     def warm_up(self, step: int) -> Batch:
@@ -107,7 +106,7 @@ class Batches:
             # At least one piece of text is left to predict, and one to remember.
             start = random.randrange(kind == "earlier", max(2, len(document) // PIECE)) * PIECE
             rows.append(opening + document[start : start + self._context - len(opening)])
-            read = [self._read(kind, number, start, chunk, random) for chunk in range(chunks)]
+            read = self._read(kind, number, start, chunks, random)
             reads.append(
                 [[numbers.setdefault(tuple(ids), len(numbers)) for ids in references] for references in read]
             )
@@ -115,28 +114,25 @@ class Batches:
         table = torch.tensor([[read + [-1] * (most - len(read)) for read in row] for row in reads])
         return Batch(*padded(rows), references=list(numbers), reads=table)
 
-    def _read(self, kind: str, number: int, start: int, chunk: int, random: Random) -> list[list[int]]:
-        """The references that a query chunk of a context from ``start`` reads."""
+    def _read(self, kind: str, number: int, start: int, chunks: int, random: Random) -> list[list[list[int]]]:
+        """The references that each query chunk of a context from ``start`` reads."""
         document = self._split.train[number]
         size = self._model.shape.reference_tokens
         if kind == "nothing":
-            return []
+            return [[]] * chunks
         if kind == "earlier":
-            return earlier_references(document, start, size)
-        if number not in self._found:
-            self._found[number] = self._retrieval.best(document, number)
-        piece = start // PIECE + chunk
-        found = self._found[number]
-        chunks_before = range(piece - 1, max(start // PIECE, piece - READ_BACK) - 1, -1)
-        read = [
-            self._split.references[found[before][0]]
-            for before in chunks_before
-            if before < len(found) and found[before]
-        ]
-        if kind == "passage":
-            first = max(0, piece * PIECE - random.randrange(size - PIECE + 1))
-            own = document[first : first + size]
-            read = ([own] if own else []) + read[: READ_BACK - 1]
+            return [earlier_references(document, start, size)] * chunks
+        first = start // PIECE
+        found = self._retrieval.best(document, slice(first, first + chunks - 1), number)
+        read = []
+        for chunk in range(chunks):
+            before = found[max(0, chunk - READ_BACK) : chunk][::-1]
+            references = [self._split.references[best[0]] for best in before if best]
+            if kind == "passage":
+                own = max(0, start + chunk * PIECE - random.randrange(size - PIECE + 1))
+                passage = document[own : own + size]
+                references = ([passage] if passage else []) + references[: READ_BACK - 1]
+            read.append(references)
         return read
 
 

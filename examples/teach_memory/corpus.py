@@ -140,14 +140,16 @@ class Retrieval:
         embedder.fit(texts)
         return embedder, embedder.embed(texts).astype(np.float32)
 
-    def best(self, document: list[int], owner: int | None = None) -> list[list[int]]:
-        """Numbers of the best references for each piece of a document, best first. Left out: those of the
-        document itself (``owner``), and those that overlap with it by more than 90 % (eq. 6)."""
+    def best(
+        self, document: list[int], pieces: slice = slice(None), owner: int | None = None
+    ) -> list[list[int]]:
+        """Numbers of the best references for pieces of a document (by default all), best first. Left out:
+        those of the document itself (``owner``), and those that overlap with it by more than 90 % (eq. 6)."""
         embedder, vectors = self._fitted
         bos = len(self._model.bos)
-        starts = range(-bos, len(document), PIECE)
-        pieces = [document[max(start, 0) : start + PIECE] for start in starts]
-        queries = embedder.embed_queries(self._model.tokenizer.batch_decode(pieces))
+        starts = range(-bos, len(document), PIECE)[pieces]
+        texts = [document[max(start, 0) : start + PIECE] for start in starts]
+        queries = embedder.embed_queries(self._model.tokenizer.batch_decode(texts))
         # A long document has thousands of pieces, and there are hundreds of thousands of references.
         blocks = (queries[first : first + QUERIES] for first in range(0, len(queries), QUERIES))
         order = [first_places(scores, CANDIDATES) for block in blocks for scores in block @ vectors.T]

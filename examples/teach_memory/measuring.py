@@ -44,7 +44,9 @@ class HeldOut:
         self._start = model.shape.reference_tokens // PIECE * PIECE
         enough = self._start + PIECE
         self.documents = [ids for ids in split.held_out if len(ids) >= enough][:most]
-        self._found = [retrieval.best(document) for document in self.documents]
+        first, chunks = self._start // PIECE, -(-context // PIECE)
+        within = slice(first, first + chunks - 1)
+        self._found = [retrieval.best(document, within) for document in self.documents]
 
     def losses(self, condition: str) -> tuple[list[float], list[int]]:
         """Sum of losses (nats) and number of tokens of each document in a condition."""
@@ -108,7 +110,6 @@ class HeldOut:
     def _read(self, condition: str, number: int, chunk: int) -> Sequence[Sequence[int]]:
         """The references that a query chunk of a document's context reads."""
         size, document = self._model.shape.reference_tokens, self.documents[number]
-        piece = self._start // PIECE + chunk
         match condition:
             case "earlier":
                 return earlier_references(document, self._start, size)
@@ -116,12 +117,12 @@ class HeldOut:
                 other = self.documents[(number + 1) % len(self.documents)]
                 return earlier_references(other, self._start, size)
             case "passage":
-                first = piece * PIECE - size // 4
+                first = self._start + chunk * PIECE - size // 4
                 return [document[first : first + size]] if first < len(document) else []
-            case "retrieved" | "random" if chunk and piece <= len(self._found[number]):
-                best = self._found[number][piece - 1][: self._model.shape.references]
+            case "retrieved" | "random" if 0 < chunk <= len(self._found[number]):
+                best = self._found[number][chunk - 1][: self._model.shape.references]
                 if condition == "random":
                     every = range(len(self._split.references))
-                    best = Random(f"{number}/{piece}").sample(every, k=len(best))
+                    best = Random(f"{number}/{chunk}").sample(every, k=len(best))
                 return [self._split.references[n] for n in best]
         return []

@@ -145,6 +145,14 @@ def _save(
     shutil.rmtree(last, ignore_errors=True)
 
 
+def restore(model: CausalModel, checkpoint: Path) -> None:
+    """Give a model the weights of a checkpoint."""
+    weights = load_file(checkpoint / "weights.safetensors")
+    with torch.no_grad():
+        for name, own in _weights(model).items():
+            own.copy_(weights[name])
+
+
 def _resume(model: CausalModel, optimizers: Sequence[torch.optim.Optimizer], checkpoint: Path) -> int:
     """Load a checkpoint; the step to go on with, 0 without one."""
     last = checkpoint.with_name(f"{checkpoint.name}.old")
@@ -153,12 +161,9 @@ def _resume(model: CausalModel, optimizers: Sequence[torch.optim.Optimizer], che
     if not (checkpoint / "state.json").is_file():
         return 0
     step = int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
-    weights = load_file(checkpoint / "weights.safetensors")
+    restore(model, checkpoint)
     moments = load_file(checkpoint / "moments.safetensors")
     of = {id(own): name for name, own in _weights(model).items()}
-    with torch.no_grad():
-        for own in _weights(model).values():
-            own.copy_(weights[of[id(own)]])
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for own in group["params"]:

@@ -158,15 +158,15 @@ def test_nothing_that_a_row_reads_was_retrieved_with_text_after_it(
 ) -> None:
     model, batches = _prepared(model_directory, corpus)
     split = read_corpus(model, [str(corpus)])
-    found = Retrieval(split, model).best(split.train[0], 0)
+    found = Retrieval(split, model).best(split.train[0], owner=0)
     # The same document with another ending: pieces before it retrieve the same.
     changed = split.train[0][:127] + [9] * 64
-    again = Retrieval(split, model).best(changed, 0)
+    again = Retrieval(split, model).best(changed, owner=0)
     assert [row[:1] for row in found[:2]] == [row[:1] for row in again[:2]]
     assert all(split.owners[number] != 0 for row in found for number in row)
-    read = batches._read("retrieved", 0, 0, 2, Random(0))
-    assert read == [split.references[row[0]] for row in (found[1], found[0]) if row]
-    assert batches._read("retrieved", 0, 0, 0, Random(0)) == []
+    read = batches._read("retrieved", 0, 0, 3, Random(0))
+    assert read[2] == [split.references[row[0]] for row in (found[1], found[0]) if row]
+    assert read[0] == []
 
 
 def test_the_warm_up_goes_through_all_text_once_before_any_comes_again(
