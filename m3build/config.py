@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from m3build.model.source import DEFAULT_MODEL
 from m3build_formats.errors import MismatchError, UsageError
 
 
@@ -58,7 +59,7 @@ class Settings:
     ``text_only``: memories are left to be made at first retrieval.
     """
 
-    model: str
+    model: str = DEFAULT_MODEL
     text_field: str = "text"
     id_field: str | None = None
     title_field: str | None = None
@@ -151,9 +152,9 @@ def resolve(
 
     ``recorded`` is the ``settings`` object of the bank's manifest, or None for a new bank. Raises
     MismatchError, naming every difference, when something said differs from the bank and ``rebuild`` is
-    false; UsageError without a model, and for a pattern to ``readmit`` that is not excluded. Exclusions add
-    up: what a bank excludes stays excluded, with ``rebuild`` too, until it is readmitted. A bank of text only
-    may be warmed at any time, since nothing that it has changes; the way back takes ``rebuild``.
+    false; UsageError for a pattern to ``readmit`` that is not excluded. Exclusions add up: what a bank
+    excludes stays excluded, with ``rebuild`` too, until it is readmitted. A bank of text only may be warmed
+    at any time, since nothing that it has changes; the way back takes ``rebuild``.
     """
     said = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) is not None}
     old = {k: v for k, v in (recorded or {}).items() if k in Settings.__dataclass_fields__}
@@ -175,8 +176,6 @@ def resolve(
             f"the bank was built with other options: {listed}. Leave them out, or build anew with --rebuild"
         )
     merged = {**old, **said}
-    if not merged.get("model"):
-        raise UsageError("which model? Name a transformers directory or hub id with --model")
     if "keep_fields" in merged:
         merged["keep_fields"] = tuple(merged["keep_fields"])
     excluded = {*old.get("exclude", ()), *said.get("exclude", ())}

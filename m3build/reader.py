@@ -29,6 +29,7 @@ from m3build.chunk_memories import LayerMemory, chunk_memories
 from m3build.interception import attention_is_taken
 from m3build.model.live import loaded_from
 from m3build.model.load import load_tokenizer
+from m3build.model.whole import load_reading_model, model_of
 from m3build.read_context import check_positions, context_positions, encode_reference_bos
 from m3build.reader_memories import ReaderMemories
 from m3build.reader_state import (
@@ -48,7 +49,7 @@ Retrieve = Callable[[Sequence[str]], Sequence[Sequence[Reference]]]
 
 
 def attach(
-    model: torch.nn.Module,
+    model: torch.nn.Module | None,
     bank: Bank | str | os.PathLike[str],
     references: int | None = None,
     chunk: int | None = None,
@@ -57,7 +58,8 @@ def attach(
     query: Query = "own",
     retrieve: Retrieve | None = None,
 ) -> Reader:
-    """Make ``model`` (a decoder-only transformers model, with or without its head) read ``bank``.
+    """Make ``model`` (a decoder-only transformers model, with or without its head) read ``bank``. Without one
+    (None) the model that the bank was compiled with is loaded, and is ``reader.model``.
 
     Every ``chunk`` tokens (64) of prompt or output retrieve ``references`` (5) chunks of the bank and attend
     to their memories; the defaults are the bank's. A query chunk of the prompt reads what it retrieves
@@ -67,26 +69,29 @@ def attach(
     unless given. ``retrieve`` takes the place of the bank's search.
 
     Raises MismatchError where the model is not the one whose memories the bank holds, UsageError where it has
-    a reader already or no tokenizer is found.
+    a reader already, or no tokenizer or no model is found.
     """
     if query not in ("own", "previous"):
         raise UsageError(f"query is {query!r}; there are own and previous.")
     for name, value in (("references", references), ("chunk", chunk)):
         if value is not None and value < (name == "chunk"):
             raise UsageError(f"{name} is {value}; give a positive number.")
-    if isinstance(bank, Bank):
-        return Reader(model, bank, references, chunk, tokenizer, query, retrieve)
-    opened = open_bank(bank)
+    opened = bank if isinstance(bank, Bank) else open_bank(bank)
+    owns_bank = opened is not bank
     try:
-        return Reader(model, opened, references, chunk, tokenizer, query, retrieve, owns_bank=True)
+        if model is None:
+            model, loaded = load_reading_model(model_of(opened.manifest), opened.manifest)
+            tokenizer = tokenizer or loaded.tokenizer
+        return Reader(model, opened, references, chunk, tokenizer, query, retrieve, owns_bank)
     except BaseException:
-        opened.close()
+        if owns_bank:
+            opened.close()
         raise
 
 
 class Reader:
-    """A model's tie to a bank; ``attach`` makes one. A context manager that detaches at its end. Threads may
-    run the model at once, each with a cache of its own."""
+    """The tie of a ``model`` to a bank; ``attach`` makes one. A context manager that detaches at its end.
+    Threads may run the model at once, each with a cache of its own."""
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class Reader:
             if not name:
                 raise UsageError("the model does not say where it came from: give tokenizer=.")
             tokenizer = load_tokenizer(name)
+        self.model = model
         self.loaded = loaded_from(model, tokenizer, bank.manifest)
         shape = self.loaded.shape
         self.bank = bank

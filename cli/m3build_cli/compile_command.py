@@ -28,7 +28,11 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     type=click.Path(path_type=Path),
     help="The bank: a directory, made if it is not there.",
 )
-@click.option("--model", metavar="DIR_OR_ID", help="A transformers directory or hub id; safetensors only.")
+@click.option(
+    "--model",
+    metavar="DIR_OR_ID",
+    help="A transformers directory or hub id; safetensors only.  [default: m3-mini, part of m3build]",
+)
 @click.option("--plan", is_flag=True, help="Print what the build would cost, then stop.")
 @click.option(
     "--references",
@@ -226,6 +230,7 @@ def command(
 
     \b
     Examples:
+      m3build compile corpus/ -o bank/
       m3build compile corpus/ -o bank/ --model path/to/model
       m3build compile corpus/ -o bank/ --model path/to/model --plan
       m3build compile corpus/ -o bank/ --exclude 'letters/*'

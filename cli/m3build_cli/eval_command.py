@@ -58,6 +58,16 @@ _FIGURES = "\n".join(f"  {name:<19} {figure.meaning}" for name, figure in FIGURE
     metavar="SHARE",
     help="Leave out references of which more than this share stands in the text; 1 for none.  [default: 2/3]",
 )
+@click.option(
+    "--window",
+    type=click.IntRange(min=2),
+    help="Tokens of a context at most; long contexts leave less to memory.  [default: 1024, if they fit]",
+)
+@click.option(
+    "--control",
+    metavar="DIR|ID",
+    help="Compare with this model on plain contexts, such as one trained on the same text without memories.",
+)
 @click.option("--documents", type=click.IntRange(min=1), help="Draw this many documents of the text.")
 @click.option("--tokens", type=click.IntRange(min=2), help="Draw documents of about this many tokens in all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For draws and intervals.")
@@ -101,6 +111,8 @@ def command(
     references: int | None,
     fixed: str | None,
     overlap: float,
+    window: int | None,
+    control: str | None,
     documents: int | None,
     tokens: int | None,
     seed: int,
@@ -143,6 +155,8 @@ def command(
         references=references,
         reference_file=fixed,
         overlap=overlap,
+        window=window,
+        control=control,
         documents=documents,
         tokens=tokens,
         seed=seed,

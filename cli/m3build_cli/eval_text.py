@@ -67,6 +67,12 @@ def _losses(results: Mapping[str, Any]) -> Iterator[str]:
         )
     over, none = results["gain_over_random"], results["none"]
     yield f"{'gain over random references':<52} {over['mean']:>+9.4f}   {_interval(over)}"
+    if control := results.get("control"):
+        gained = control["gain_over"]
+        yield (
+            f"{'control, plain context':<30} {control['loss']:>10.4f}   memories save "
+            f"{gained['mean']:+.4f}   {_interval(gained)}"
+        )
     taken = "the plain context" if none["taken"] == "plain" else "the context after the reference BOS"
     yield (
         f"no memories: {none['plain']:.4f} for the plain context, {none['reference_bos']:.4f} after the "

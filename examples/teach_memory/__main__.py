@@ -42,6 +42,7 @@ CALIBRATION = "calibration.json"
 @click.option("--context", default=257, help="Tokens of a context, BOS included.")
 @click.option("--memory-layers", metavar="LIST", help="Layers that hold memory.  [default: by calibration]")
 @click.option("--sparse-tokens", default="32", metavar="N|all", help="Tokens kept a head.")
+@click.option("--control", is_flag=True, help="Stage 2 on the same contexts with nothing to read.")
 @click.option("--every", default=100, help="Steps from one measurement and checkpoint to the next.")
 @click.option("--seed", default=0)
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
@@ -60,6 +61,7 @@ def main(
     context: int,
     memory_layers: str | None,
     sparse_tokens: str,
+    control: bool,
     every: int,
     seed: int,
     device: str,
@@ -121,8 +123,8 @@ def main(
 
     model = shaped(model)
     watched = HeldOut(model, split, retrieval, context, WATCHED_DOCUMENTS)
-    batches = Batches(model, split, retrieval, rows, context, seed)
-    stage = Stage("with memory", Schedule(steps, rate), batches.with_memory, every)
+    batches = Batches(model, split, retrieval, rows, context, seed, memory=not control)
+    stage = Stage("control" if control else "with memory", Schedule(steps, rate), batches.with_memory, every)
     train(model, stage, out / "checkpoint", log, lambda: watched.means(WATCHED))
     model.model.save_pretrained(out)
     model.tokenizer.save_pretrained(out)

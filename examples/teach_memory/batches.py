@@ -20,6 +20,7 @@ with memory would be the memory format's and not the memory's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 
@@ -38,10 +39,13 @@ PLAIN_EVERY = 5
 PIECE_SIZES = (8, 16, 32)
 # Of the warm-up: until which share of its steps, lengths of contexts, and whether passages are repeated.
 PHASES = ((0.35, (0.5,), False), (0.75, (1.0,), True), (1.0, (1.0, 4.0), True))
+# Lengths of contexts with memory, in turn: what is read must fit far behind its reference too.
+WITH_MEMORY = (1.0, 1.0, 4.0)
 
 
 class Batches:
-    """Makes batches of ``rows`` contexts of ``context`` tokens (BOS included)."""
+    """Makes batches of ``rows`` contexts of ``context`` tokens (BOS included), or of fewer and longer ones.
+    Without ``memory`` those of stage 2 are the same contexts without anything to read: its control."""
 
     def __init__(
         self,
@@ -52,22 +56,33 @@ class Batches:
         context: int,
         seed: int,
         warm_up_steps: int = 0,
+        memory: bool = True,
     ) -> None:
+        self._memory = memory
         self._model, self._split, self._retrieval = model, split, retrieval
         self._rows, self._context, self._seed = rows, context, seed
         self._warm_up_steps = warm_up_steps
-        self._long = np.flatnonzero(split.train.lengths > PIECE).tolist()
+        before = len(model.reference_bos) + model.shape.reference_tokens
+        self._most = max(context, getattr(model.model.config, "max_position_embeddings", 0) - before)
+        self._documents = np.flatnonzero(split.train.lengths > PIECE)
+        # Long contexts with memory take long documents.
+        longest = self._tokens((max(WITH_MEMORY),), 0)
+        self._longer = np.flatnonzero(split.train.lengths > longest)
+        self._lengths = WITH_MEMORY if len(self._longer) else (1.0,)
 
     def warm_up(self, step: int) -> Batch:
         """An ordinary batch, or every second row of it a repeated passage."""
         share = step / max(1, self._warm_up_steps)
         _, lengths, repeats = next(phase for phase in PHASES if share < phase[0] or phase is PHASES[-1])
-        most = max(self._context, getattr(self._model.model.config, "max_position_embeddings", 0))
-        context = min(int(self._context * lengths[step % len(lengths)]), most)
-        return self._plain(step, context, self._rows * self._context // context, repeats)
+        return self._plain(step, self._tokens(lengths, step), repeats)
 
-    def _plain(self, step: int, context: int, rows: int, repeats: bool) -> Batch:
+    def _tokens(self, lengths: Sequence[float], step: int) -> int:
+        """Tokens of each context of a step, by the lengths that take turns."""
+        return min(int(self._context * lengths[step % len(lengths)]), self._most)
+
+    def _plain(self, step: int, context: int, repeats: bool) -> Batch:
         """Contexts without memory, and repeated passages as every second of them."""
+        rows = self._rows * self._context // context
         random = Random(f"{self._seed}/warm-up/{step}")
         generator = torch.Generator().manual_seed(random.getrandbits(32))
         opening = list(self._model.bos)
@@ -92,24 +107,31 @@ class Batches:
 
     def with_memory(self, step: int) -> Batch:
         """A batch of stage 2."""
+        context = self._tokens(self._lengths, step)
         if step % PLAIN_EVERY == PLAIN_EVERY - 1:
-            return self._plain(self._warm_up_steps + step, self._context, self._rows, repeats=True)
-        random = Random(f"{self._seed}/memory/{step}")
+            return self._plain(self._warm_up_steps + step, context, repeats=True)
+        random, reading = (Random(f"{self._seed}/{what}/{step}") for what in ("memory", "reading"))
         opening = list(self._model.bos)
-        chunks = -(-self._context // PIECE)
+        chunks = -(-context // PIECE)
+        documents = self._longer if context > self._context else self._documents
         # References by their ids: each is written once, whoever reads it.
         numbers: dict[tuple[int, ...], int] = {}
         rows, reads = [], []
-        for kind in random.choices(list(SHARES), list(SHARES.values()), k=self._rows):
-            number = random.choice(self._long)
+        count = self._rows * self._context // context
+        for kind in random.choices(list(SHARES), list(SHARES.values()), k=count):
+            number = int(random.choice(documents))
             document = self._split.train[number]
             # At least one piece of text is left to predict, and one to remember.
             start = random.randrange(kind == "earlier", max(2, len(document) // PIECE)) * PIECE
-            rows.append(opening + document[start : start + self._context - len(opening)])
-            read = self._read(kind, number, start, chunks, random)
+            rows.append(opening + document[start : start + context - len(opening)])
+            if not self._memory:
+                continue
+            read = self._read(kind, number, start, chunks, reading)
             reads.append(
                 [[numbers.setdefault(tuple(ids), len(numbers)) for ids in references] for references in read]
             )
+        if not self._memory:
+            return Batch(*padded(rows), plain=True)
         most = max(1, *(len(read) for row in reads for read in row))
         table = torch.tensor([[read + [-1] * (most - len(read)) for read in row] for row in reads])
         return Batch(*padded(rows), references=list(numbers), reads=table)

@@ -114,13 +114,10 @@ def _on_text(bank: Bank, options: EvalOptions, progress: Progress) -> dict[str, 
     from m3build.evaluation.losses import LossMeter
     from m3build.evaluation.references import References, read_fixed
     from m3build.evaluation.tally import Tally
-    from m3build.evaluation.windows import window_tokens
-    from m3build.model.whole import load_reading_model
+    from m3build.evaluation.windows import LONGEST, window_tokens
+    from m3build.model.whole import load_control, load_reading_model, model_of
 
-    settings = bank.manifest.sources.get("settings")
-    name = options.model or (settings.get("model") if isinstance(settings, dict) else None)
-    if not name:
-        raise UsageError("the bank does not say where its model is: name it with --model")
+    name = options.model or model_of(bank.manifest)
     fixed = None if options.reference_file is None else read_fixed(Path(options.reference_file))
     sources = SourceOptions(
         text_field=options.text_field, id_field=options.id_field, encoding=options.encoding
@@ -129,10 +126,22 @@ def _on_text(bank: Bank, options: EvalOptions, progress: Progress) -> dict[str, 
     shape = loaded.shape
     number = shape.references if options.references is None else options.references
     size = window_tokens(
-        model.config, len(loaded.reference_bos_ids), shape.reference_tokens, shape.query_tokens
+        model.config,
+        len(loaded.reference_bos_ids),
+        shape.reference_tokens,
+        shape.query_tokens,
+        options.window or LONGEST,
     )
+    control = None
+    if options.control is not None:
+        control = load_control(options.control, loaded.tokenizer, options.device, loaded.dtype)
     meter = LossMeter(
-        model, loaded, bank, batch_tokens=options.batch_tokens, ranks=number if options.by_rank else 0
+        model,
+        loaded,
+        bank,
+        control=control,
+        batch_tokens=options.batch_tokens,
+        ranks=number if options.by_rank else 0,
     )
     references = References(
         bank,

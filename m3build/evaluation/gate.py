@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from m3build_formats.errors import GateError, UsageError
 
-Source = Literal["text", "queries"]
+Source = Literal["text", "queries", "control"]
 Path = tuple[str, ...]
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -58,6 +58,11 @@ FIGURES: dict[str, Figure] = {
     "random_gain": Figure("… memories of random references", "text", ("gain", "random", "mean")),
     "text_gain": Figure("… the references as text in the context", "text", ("gain", "text", "mean")),
     "dense_gain": Figure("… all keys and values of the references", "text", ("gain", "dense", "mean")),
+    "control_margin": Figure(
+        "nats per token by which the stored memories save more than the control's plain context",
+        "control",
+        ("control", "gain_over", "mean"),
+    ),
     "reading_cost": Figure(
         "share of the tokens per second that reading costs, 0 to 1", "text", ("cost", "reading_cost")
     ),
@@ -122,7 +127,9 @@ def _parse(text: str, measured: frozenset[Source]) -> Condition:
     if figure is None:
         raise UsageError(f"--require {text!r}: {name} is no figure; there are {', '.join(FIGURES)}")
     if figure.source not in measured:
-        needed = "--text" if figure.source == "text" else "--queries and --qrels"
+        needed = {"text": "--text", "queries": "--queries and --qrels", "control": "--text and --control"}[
+            figure.source
+        ]
         raise UsageError(f"--require {text!r}: {name} is measured only with {needed}")
     return Condition(name.lower(), comparison, float(bound))
 

@@ -10,6 +10,7 @@ The ways (``VARIANTS``), on the same windows with the same references:
   references' own ids with a line feed after each, the best one last, then the window's context up to the end
   of the chunk; only the chunk's losses count. As many references stand there, best first, as fit before the
   whole context within the model's positions. A chunk without references is that of ``plain``.
+- ``control``: the plain context, by another model.
 - ``rank1``, ``rank2`` …: stored memories, of the reference of that rank alone.
 """
 
@@ -31,7 +32,7 @@ from m3build.evaluation.windows import position_limit
 from m3build.model.load import LoadedModel
 from m3build.read_context import encode_reference_bos, read_context
 
-PLAIN, BOS = "plain", "bos"
+PLAIN, BOS, CONTROL = "plain", "bos", "control"
 VARIANTS = ("quantized", "exact", "random", "text", "dense")
 
 # float64, one for each predicted token of a window.
@@ -48,12 +49,21 @@ class TextUse:
 
 
 class LossMeter:
-    """Measures windows with one model and bank. ``ranks``: measure each rank by itself, up to this many."""
+    """Measures windows with one model and bank. ``control``: another model with the same vocabulary.
+    ``ranks``: measure each rank by itself, up to this many."""
 
     def __init__(
-        self, model: Any, loaded: LoadedModel, bank: Bank, *, batch_tokens: int = 4096, ranks: int = 0
+        self,
+        model: Any,
+        loaded: LoadedModel,
+        bank: Bank,
+        *,
+        control: Any = None,
+        batch_tokens: int = 4096,
+        ranks: int = 0,
     ) -> None:
         self.model = model
+        self._control = control
         self.loaded = loaded
         self._batch_tokens = batch_tokens
         self._ranks = ranks
@@ -75,18 +85,22 @@ class LossMeter:
     @property
     def variants(self) -> tuple[str, ...]:
         """Names of all that is measured."""
-        return (PLAIN, BOS, *VARIANTS, *(f"rank{rank}" for rank in range(1, self._ranks + 1)))
+        control = () if self._control is None else (CONTROL,)
+        return (PLAIN, BOS, *VARIANTS, *control, *(f"rank{rank}" for rank in range(1, self._ranks + 1)))
 
     @torch.no_grad()
     def measure(self, reads: Sequence[Reads]) -> dict[str, list[TokenLosses]]:
         """For each variant the losses of each window, in order. All windows are one batch."""
-        plain = self._context(reads, None)
+        windows = [read.window.ids for read in reads]
+        plain = self._context(windows)
         losses = {PLAIN: plain, BOS: self.reading(reads, None, None)}
         for name, form in self._forms.items():
             losses[name] = self.reading(
                 reads, form, [r.random if name == "random" else r.found for r in reads]
             )
         losses["text"] = self._text(reads, plain)
+        if self._control is not None:
+            losses[CONTROL] = self._context(windows, self._control)
         for rank in range(1, self._ranks + 1):
             alone = [tuple(some[rank - 1 : rank] for some in r.found) for r in reads]
             losses[f"rank{rank}"] = self.reading(reads, self.stored, alone)
@@ -147,11 +161,10 @@ class LossMeter:
         ).logits
         return logits
 
-    def _context(self, reads: Sequence[Reads], rows: Sequence[tuple[int, ...]] | None) -> list[TokenLosses]:
-        """Losses of plain contexts: the windows, or ``rows``."""
-        contexts = [r.window.ids for r in reads] if rows is None else list(rows)
+    def _context(self, contexts: Sequence[tuple[int, ...]], model: Any = None) -> list[TokenLosses]:
+        """Losses of plain contexts, by the model or another one."""
         ids, mask = padded(contexts)
-        output = self.model(
+        output = (model or self.model)(
             input_ids=ids.to(self.loaded.device),
             attention_mask=mask.to(self.loaded.device),
             use_cache=False,
@@ -170,7 +183,7 @@ class LossMeter:
                 if fitted:
                     rows.append((number, chunk, row, min(end, read.window.predicted)))
         for some in _groups(rows, self._batch_tokens):
-            found = self._context(reads, [row for _, _, row, _ in some])
+            found = self._context([row for _, _, row, _ in some])
             for (number, chunk, _, end), own in zip(some, found, strict=True):
                 first = chunk * reads[number].window.chunk
                 losses[number][first:end] = own[len(own) - (end - first) :]

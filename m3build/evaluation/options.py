@@ -16,7 +16,8 @@ class EvalOptions:
     """Options of ``m3build eval``; None means "as the bank or its model has it", or "not asked for".
 
     ``text``: held-out sources; ``queries`` and ``qrels``: files in BEIR's layout. ``references``: how many
-    each query chunk reads; ``reference_file``: fixed ones instead of retrieval. ``overlap``: references over
+    each query chunk reads; ``reference_file``: fixed ones instead of retrieval. ``window``: tokens of a
+    context at most. ``control``: a model without memories to compare with. ``overlap``: references over
     this share are left out. ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also
     measure each rank of reference by itself. ``require``: conditions of the gate.
     """
@@ -30,6 +31,8 @@ class EvalOptions:
     query: Literal["previous", "own"] = "previous"
     references: int | None = None
     reference_file: str | None = None
+    window: int | None = None
+    control: str | None = None
     overlap: float = LIMIT
     documents: int | None = None
     tokens: int | None = None
@@ -43,8 +46,13 @@ class EvalOptions:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What is measured: ``text``, ``queries`` or both."""
-        return (*(("text",) if self.text else ()), *(("queries",) if self.queries else ()))
+        """What is measured: ``text``, ``queries`` or both; ``control`` beside the text."""
+        asked: tuple[tuple[Source, object], ...] = (
+            ("text", self.text),
+            ("queries", self.queries),
+            ("control", self.text and self.control),
+        )
+        return tuple(source for source, given in asked if given)
 
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions of the gate. Raises UsageError for these and any other option that cannot be
@@ -53,10 +61,13 @@ class EvalOptions:
             raise UsageError("what to evaluate on? Name held-out text with --text, questions with --queries")
         if (self.queries is None) != (self.qrels is None):
             raise UsageError("--queries and --qrels go together")
+        if self.control is not None and not self.text:
+            raise UsageError("--control is compared on held-out text: name it with --text")
         if self.query not in ("previous", "own"):
             raise UsageError(f"--query is previous or own, not {self.query!r}")
         for name, value, least in (
             ("--references", self.references, 1),
+            ("--window", self.window, 2),
             ("--documents", self.documents, 1),
             ("--tokens", self.tokens, 2),
             ("--batch-tokens", self.batch_tokens, 1),

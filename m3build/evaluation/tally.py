@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3build.evaluation.bootstrap import Interval, mean_per_token
-from m3build.evaluation.losses import BOS, PLAIN, VARIANTS, TokenLosses
+from m3build.evaluation.losses import BOS, CONTROL, PLAIN, VARIANTS, TokenLosses
 
 _Floats = npt.NDArray[np.float64]
 
@@ -63,6 +63,14 @@ class Tally:
         loss = {name: float(sums[source].sum() / total) for name, source in names.items()}
         gain = {name: difference(source, none) for name, source in names.items()}
         ranks = [name for name in sums if name.startswith("rank")]
+        control = {}
+        if CONTROL in sums:
+            control = {
+                "control": {
+                    "loss": float(sums[CONTROL].sum() / total),
+                    "gain_over": difference("quantized", CONTROL).to_json(),
+                }
+            }
         exact, quantized = gain["exact"].mean, gain["quantized"].mean
         return {
             "tokens": int(total),
@@ -76,6 +84,7 @@ class Tally:
             },
             "gain": {name: interval.to_json() for name, interval in gain.items()},
             "gain_over_random": difference("quantized", "random").to_json(),
+            **control,
             # A share of nothing, or of a loss, says nothing.
             "gain_kept": quantized / exact if exact > 0 and (gain["exact"].low or 0.0) > 0 else None,
             "bits_per_character": {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3build.evaluation.held_out import HeldOut
-from m3build_formats.errors import MismatchError
+from m3build_formats.errors import MismatchError, UsageError
 
 LONGEST = 1024
 
@@ -50,11 +50,13 @@ class Window:
 def window_tokens(config: Any, bos: int, interval: int, chunk: int, longest: int = LONGEST) -> int:
     """Tokens of a window: a multiple of ``chunk``, at most ``longest``, that ends within the model's
     positions when it starts after the reference BOS (``bos`` tokens) and the memory interval. Raises
-    MismatchError where not one query chunk fits."""
+    MismatchError where not one query chunk fits, UsageError where ``longest`` holds none."""
     limit = position_limit(config)
     room = longest if limit is None else min(longest, limit - bos - interval)
     whole = room // chunk * chunk
     if whole < chunk:
+        if longest < chunk:
+            raise UsageError(f"a window of {longest} tokens holds no query chunk of {chunk}")
         raise MismatchError(
             f"a query chunk of {chunk} tokens does not fit into the model's {limit} positions after "
             f"{bos} of the reference BOS and {interval} of the memories"

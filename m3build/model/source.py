@@ -1,5 +1,5 @@
-"""Where a model comes from: a transformers directory, or a hub id that is brought into the local hub cache
-first.
+"""Where a model comes from: the package itself, a transformers directory, or a hub id that is brought into
+the local hub cache first.
 
 After this step a model is a directory, whatever it was before. Only configuration, tokenizer and safetensors
 files are fetched, and pickled weights are refused: unpickling runs code.
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from m3build_formats.errors import ResourceError, UsageError
 
+DEFAULT_MODEL = "m3-mini"
+SHIPPED = Path(__file__).parent.parent / "shipped"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 _FETCHED = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
@@ -29,14 +31,17 @@ class ModelSource:
 
 
 def find_model(name: str, *, trust_remote_code: bool = False, weights: bool = True) -> ModelSource:
-    """The directory of a model that is named by a path or a hub id.
+    """The directory of a model that is named by a path or a hub id; ``m3-mini`` is the one that comes with
+    m3build, whatever else has that name (``./m3-mini`` is a directory).
 
     Raises UsageError if there is no such directory or hub model, or if it holds no safetensors weights
     (unless ``weights`` is false, since a config is enough to plan); ResourceError if the hub cannot be
     reached and the model is not in the local cache.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name == DEFAULT_MODEL:
+        source = ModelSource(SHIPPED / DEFAULT_MODEL, DEFAULT_MODEL)
+    elif path.is_dir():
         source = ModelSource(path, path.resolve().name)
     elif path.exists():
         raise UsageError(f"{name} is a file; --model takes a transformers directory or a hub id.")

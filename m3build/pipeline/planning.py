@@ -25,6 +25,7 @@ from m3build.corpus import Exclusion, SourceOptions, SourceRange, discover, read
 from m3build.embed import make_embedder
 from m3build.index import choose_spec, stored_bytes
 from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
+from m3build.model.source import find_model, weight_files
 from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.sharder import MAXIMUM_OVER_MINIMUM
@@ -46,7 +47,6 @@ from m3build_formats.errors import InputError, UsageError
 
 SAMPLE_BYTES = 8 << 20
 TIMED_REFERENCES = 256
-WEIGHTS = "*.safetensors"
 EMBEDDING_BYTES = 2
 # Beside its text and token ends a row of the chunks table holds an id, offsets, counts and one occurrence.
 ROW_BYTES = 80
@@ -178,8 +178,8 @@ class _Sampled:
 
 
 def _load_if_there(settings: Settings, run: RunOptions, request: ShapeRequest) -> LoadedModel | None:
-    directory = Path(settings.model)
-    if directory.is_dir() and not any(directory.glob(WEIGHTS)):
+    source = find_model(settings.model, trust_remote_code=run.trust_remote_code, weights=False)
+    if not weight_files(source.directory):
         return None
     return load_model(
         settings.model,

@@ -112,6 +112,22 @@ def test_what_cannot_be_meant_is_a_usage_error_before_the_bank_is_opened(
     assert message in capsys.readouterr().err
 
 
+def test_a_control_is_compared_on_the_same_windows(
+    place: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("eval", str(place / "bank"), "--text", str(place / "held-out.jsonl"), "--no-store")
+    more = ("--window", "64", "--control", str(tiny_llama), "--require", "control_margin>-9")
+    assert end_of(*arguments, *more, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"]["window_tokens"] == 64
+    # The model is its own control here: its plain contexts are the same.
+    assert found["control"]["loss"] == pytest.approx(found["none"]["plain"], abs=1e-9)
+    assert end_of(*arguments, *more) == 0
+    assert "control, plain context" in capsys.readouterr().out
+    assert end_of(*arguments, "--require", "control_margin>0") == 2
+    assert end_of(*arguments, "--window", "63") == 2
+
+
 def test_another_model_than_the_banks_is_refused(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
