@@ -76,7 +76,7 @@ class Split:
     with the number of the document that each is of."""
 
     train: Texts
-    held_out: Texts
+    held_out: Sequence[list[int]]
     references: Texts
     owners: Sequence[int]
 

@@ -1,6 +1,7 @@
 """Losses on held-out documents, with and without memory, on the same tokens.
 
-Contexts begin 128 tokens into each document, so that there is an earlier part for memory to hold. Conditions:
+Contexts begin a reference's length into each document, or further, so that there is an earlier part for
+memory to hold. Conditions:
 
 - ``plain``: the context alone, as the model was made to run; ``bos``: after the reference BOS, no memory;
 - ``earlier``: memories of the document's own text before the context; ``other``: another document's;
@@ -14,6 +15,7 @@ Contexts begin 128 tokens into each document, so that there is an earlier part f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from random import Random
 
 import torch
@@ -26,11 +28,13 @@ from m3build.model.causal import CausalModel
 
 CONDITIONS = ("plain", "bos", "earlier", "other", "retrieved", "random", "passage", "text")
 WITHOUT = ("plain", "bos")
+CONTROLS = (("earlier", "other"), ("retrieved", "random"))
 ROWS = 16
 
 
 class HeldOut:
-    """The held-out documents that are long enough, at most ``most``, and what their chunks read."""
+    """The held-out documents that are long enough, at most ``most``, and what their chunks read. Contexts
+    of ``context`` tokens begin at token ``start``, by default a reference's length."""
 
     def __init__(
         self,
@@ -39,14 +43,19 @@ class HeldOut:
         retrieval: Retrieval,
         context: int,
         most: int | None = None,
+        start: int | None = None,
     ) -> None:
-        self._model, self._split, self._context = model, split, context
-        self._start = model.shape.reference_tokens // PIECE * PIECE
+        self._model, self._split, self._retrieval, self._context = model, split, retrieval, context
+        self._start = (start or model.shape.reference_tokens) // PIECE * PIECE
         enough = self._start + PIECE
         self.documents = [ids for ids in split.held_out if len(ids) >= enough][:most]
-        first, chunks = self._start // PIECE, -(-context // PIECE)
+
+    @cached_property
+    def _found(self) -> list[list[list[int]]]:
+        """For each document, what all but the last chunk of its context retrieve."""
+        first, chunks = self._start // PIECE, -(-self._context // PIECE)
         within = slice(first, first + chunks - 1)
-        self._found = [retrieval.best(document, within) for document in self.documents]
+        return [self._retrieval.best(document, within) for document in self.documents]
 
     def losses(self, condition: str) -> tuple[list[float], list[int]]:
         """Sum of losses (nats) and number of tokens of each document in a condition."""
@@ -65,10 +74,10 @@ class HeldOut:
         found = {condition: self.losses(condition) for condition in conditions}
         return {name: sum(sums) / max(1, sum(counts)) for name, (sums, counts) in found.items()}
 
-    def report(self) -> dict[str, dict[str, float | None]]:
+    def report(self, conditions: Sequence[str] = CONDITIONS) -> dict[str, dict[str, float | None]]:
         """Mean losses, and gains over the better of the two conditions without memory, with 95 % intervals
         over documents; of ``earlier`` and ``retrieved`` also over their controls."""
-        losses = {condition: self.losses(condition) for condition in CONDITIONS}
+        losses = {condition: self.losses(condition) for condition in conditions}
         counts = losses["plain"][1]
         found = {name: mean_per_token(sums, counts) for name, (sums, _) in losses.items()}
         best = min(WITHOUT, key=lambda name: found[name].mean)
@@ -77,11 +86,12 @@ class HeldOut:
             pairs = zip(losses[name][0], losses[over][0], strict=True)
             return mean_per_token([theirs - own for own, theirs in pairs], counts)
 
-        for name in CONDITIONS:
+        for name in conditions:
             if name not in WITHOUT:
                 found[f"gain: {name}"] = gain(name, best)
-        found["gain: earlier over other"] = gain("earlier", "other")
-        found["gain: retrieved over random"] = gain("retrieved", "random")
+        for name, control in CONTROLS:
+            if name in losses and control in losses:
+                found[f"gain: {name} over {control}"] = gain(name, control)
         return {name: {**interval.to_json(), "documents": len(counts)} for name, interval in found.items()}
 
     def _batch(self, condition: str, numbers: Sequence[int]) -> Batch:

@@ -11,8 +11,10 @@ from random import Random
 import pytest
 import torch
 from models import save_tiny_model as make_model_directory
+from safetensors.torch import save_file
 
 import m3build
+from examples.m3_mini import ablation, ship
 from examples.m3_mini.corpus import Unrepeated, described, docstrings, drawn, plain, unframed
 from examples.m3_mini.facts import make_facts, rate, score
 from examples.m3_mini.measure import main
@@ -139,7 +141,7 @@ def test_held_out_families_and_planted_facts_are_measured_by_one_command(tmp_pat
     corpus.mkdir()
     for name, families in (("train", ["python"]), ("held-out", ["git", "postgresql"])):
         records = [
-            {"id": f"{family}/{number}", "text": prose(number, 60), "family": family}
+            {"id": f"{family}/{number}", "text": prose(number, 130), "family": family}
             for family in families
             for number in range(12)
         ]
@@ -147,10 +149,13 @@ def test_held_out_families_and_planted_facts_are_measured_by_one_command(tmp_pat
         (corpus / f"{name}.jsonl").write_text(text, encoding="utf-8")
     model = make_model_directory(tmp_path / "model", "llama")
     arguments = [str(model), str(corpus), str(out), "--tokens=1000", "--facts=3", "--device=cpu"]
+    arguments += ["--windows=64,128", f"--control={model}", "--dtype=float32"]
     main.main(arguments, standalone_mode=False)
 
     figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
-    assert list(figures["families"]) == ["git", "postgresql"]
+    assert list(figures["windows"]) == ["64", "128"]
+    families = figures["windows"]["64"]
+    assert list(families) == list(figures["beyond"]) == ["git", "postgresql"]
     with m3build.open_bank(out / "bank") as bank:
         assert figures["references"] == bank.files.rows
         held = {
@@ -161,10 +166,13 @@ def test_held_out_families_and_planted_facts_are_measured_by_one_command(tmp_pat
         }
     in_bank = {occurrence.document for occurrence in held}
     tested = set()
-    for family in figures["families"]:
+    for family in families:
         lines = (out / f"{family}.jsonl").read_text(encoding="utf-8").splitlines()
         tested |= {json.loads(line)["id"] for line in lines}
-        assert 0 < figures["families"][family]["documents"] <= len(lines)
+        assert 0 < families[family]["documents"] <= len(lines)
+        # The model as its own control; of random weights no memory of what came before is worth anything.
+        assert families[family]["control"]["loss"] == pytest.approx(families[family]["none"]["plain"])
+        assert abs(figures["beyond"][family]["gain: earlier"]["mean"]) < 0.1
     # What is under test is not in the bank; all the rest is.
     assert not tested & in_bank
     assert len(tested | in_bank) == 36 + 3
@@ -181,6 +189,59 @@ def test_held_out_families_and_planted_facts_are_measured_by_one_command(tmp_pat
     table = (out / "tables.md").read_text(encoding="utf-8")
     assert "| | git | postgresql |" in table
     assert "memories of random references" in table
+
+
+def test_what_ships_is_the_taught_model_in_bfloat16_with_its_card(tmp_path: Path) -> None:
+    taught = make_model_directory(tmp_path / "taught", "llama")
+    (taught / "memory3.json").write_text(json.dumps({"memory_layers": [1], "sparse_tokens": 16}))
+    (taught / "losses.png").write_bytes(b"a picture")
+    (taught / "log.jsonl").write_text(json.dumps({"stage": "with memory", "step": 1200}) + "\n")
+    for name, text in (("sources.md", "| git |"), ("tables.md", "| gain |"), ("table.md", "| 8 tokens |")):
+        (tmp_path / name).write_text(text + "\n", encoding="utf-8")
+    out = tmp_path / "m3-mini"
+    options = [f"--{name}={tmp_path}" for name in ("corpus", "measured", "ablation")]
+    ship.main([str(taught), str(out), *options], standalone_mode=False)
+    given, shipped = (load_causal_model(str(path), dtype="float32") for path in (taught, out))
+    assert load_causal_model(str(out), dtype="bfloat16").model.config.dtype == torch.bfloat16
+    assert shipped.shape.memory_layers == (1,)
+    assert shipped.shape.sparse_tokens == 16
+    for own, theirs in zip(given.model.parameters(), shipped.model.parameters(), strict=True):
+        assert torch.equal(own.bfloat16().float(), theirs)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "(with memory: 1,200 steps)" in card
+    assert "$" not in card
+    for text in ("| git |", "| gain |", "| 8 tokens |"):
+        assert text in card
+
+
+def test_variants_are_taught_from_one_checkpoint_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"id": str(n), "text": prose(n, 40)}) for n in range(16)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = make_model_directory(tmp_path / "model", "llama")
+    taught = tmp_path / "taught"
+    taught.mkdir()
+    (taught / "calibration.json").write_text(json.dumps({"recommended": {"memory_layers": [1]}}))
+    weights = dict(load_causal_model(str(model), dtype="float32").model.named_parameters())
+    (taught / "checkpoint-warm-up").mkdir()
+    save_file(weights, taught / "checkpoint-warm-up" / "weights.safetensors")
+    monkeypatch.setattr(ablation, "VARIANTS", {"all": {}, "8 tokens": {"sparse_tokens": "8"}})
+    arguments = [str(model), str(taught), str(tmp_path / "train.jsonl"), str(tmp_path / "out")]
+    arguments += ["--steps=1", "--rows=2", "--context=65", "--documents=4"]
+    ablation.main(arguments, standalone_mode=False)
+    first, second = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in range(2))
+    assert first["counts"] == second["counts"]
+    # Both saw one step on the same text, but not the same memories.
+    assert first["sums"]["plain"] != second["sums"]["plain"]
+    assert sum(first["sums"]["plain"]) == pytest.approx(sum(second["sums"]["plain"]), rel=0.05)
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "| 8 tokens | " in table
+    (tmp_path / "out" / "1.json").unlink()
+    kept = (tmp_path / "out" / "0.json").stat().st_mtime_ns
+    ablation.main(arguments, standalone_mode=False)
+    assert (tmp_path / "out" / "0.json").stat().st_mtime_ns == kept
+    assert json.loads((tmp_path / "out" / "1.json").read_text()) == second
 
 
 def test_a_share_has_an_interval_even_where_nothing_happened() -> None:
