@@ -44,6 +44,7 @@ CALIBRATION = "calibration.json"
 @click.option("--sparse-tokens", default="32", metavar="N|all", help="Tokens kept a head.")
 @click.option("--control", is_flag=True, help="Stage 2 on the same contexts with nothing to read.")
 @click.option("--every", default=100, help="Steps from one measurement and checkpoint to the next.")
+@click.option("--documents", type=int, help="Held-out documents in the card's figures.  [default: all]")
 @click.option("--seed", default=0)
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="float32", help="float32, or bfloat16 where it is fast.")
@@ -63,6 +64,7 @@ def main(
     sparse_tokens: str,
     control: bool,
     every: int,
+    documents: int | None,
     seed: int,
     device: str,
     dtype: str,
@@ -134,8 +136,10 @@ def main(
 
     # The figures, beside those of the model as it was given.
     given = shaped(load_causal_model(name, device=device, dtype=dtype))
-    figures = [figures_of(given, split, retrieval, context, out / "given.json")]
-    figures.append(figures_of(model, split, retrieval, context, out / "figures.json"))
+    figures = [
+        figures_of(out / name, HeldOut(which, split, retrieval, context, documents))
+        for name, which in (("given.json", given), ("figures.json", model))
+    ]
     copied = [copying(which, repeats) for which in (given, model)]
     said = [
         f"    python -m examples.teach_memory {shlex.join(sys.argv[1:])}",
@@ -148,11 +152,10 @@ def main(
     click.echo((out / CARD).read_text(encoding="utf-8"))
 
 
-def figures_of(model: CausalModel, split: Split, retrieval: Retrieval, context: int, path: Path) -> Figures:
-    """The figures of all held-out documents, measured once and kept in a file."""
+def figures_of(path: Path, held_out: HeldOut) -> Figures:
+    """The figures of held-out documents, measured once and kept in a file."""
     if not path.exists():
-        found = HeldOut(model, split, retrieval, context).report()
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(held_out.report(), indent=2) + "\n", encoding="utf-8")
     figures: Figures = json.loads(path.read_text(encoding="utf-8"))
     return figures
 
