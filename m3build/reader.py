@@ -90,8 +90,8 @@ def attach(
 
 
 class Reader:
-    """The tie of a ``model`` to a bank; ``attach`` makes one. A context manager that detaches at its end.
-    Threads may run the model at once, each with a cache of its own."""
+    """The tie of a ``model`` and its ``tokenizer`` to a bank; ``attach`` makes one. A context manager that
+    detaches at its end. Threads may run the model at once, each with a cache of its own."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Reader:
             if not name:
                 raise UsageError("the model does not say where it came from: give tokenizer=.")
             tokenizer = load_tokenizer(name)
-        self.model = model
+        self.model: Any = model
         self.loaded = loaded_from(model, tokenizer, bank.manifest)
         shape = self.loaded.shape
         self.bank = bank
@@ -121,7 +121,7 @@ class Reader:
         self.last_read: tuple[tuple[Reference, ...], ...] = ()
         self._query: Query = query
         self._retrieve = retrieve or self._search
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._interval = shape.reference_tokens
         self._memories_of = ReaderMemories(bank, self.loaded)
         self._owns_bank = owns_bank
@@ -240,7 +240,7 @@ class Reader:
         found: dict[tuple[int, ...], tuple[Reference, ...]] = {(): ()}
         if not queries or not self.references:
             return found | dict.fromkeys(queries, ())
-        texts = [str(self._tokenizer.decode(query, skip_special_tokens=True)) for query in queries]
+        texts = [str(self.tokenizer.decode(query, skip_special_tokens=True)) for query in queries]
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         answers = dict(zip(distinct, self._retrieve(distinct) if distinct else (), strict=True))
         return found | {

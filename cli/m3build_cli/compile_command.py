@@ -118,7 +118,8 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
 @click.option(
     "--codec",
     metavar="SPEC",
-    help="Vector quantizer: auto, memory3, memory3-small, none, or FAISS notation.  [default: auto]",
+    help="Vector quantizer: auto (what the model's memory3.json names, else what encodes fast), memory3, "
+    "memory3-small, none, or FAISS notation.  [default: auto]",
 )
 @click.option(
     "--codec-scope",

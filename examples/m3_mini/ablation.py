@@ -84,7 +84,7 @@ def main(
                 )
             )
             restore(variant, taught / "checkpoint-warm-up")
-            batches = Batches(variant, split, retrieval, rows, context, 0)
+            batches = Batches(variant, split, retrieval, rows, context, 0, steps=steps)
             stage = Stage(name, Schedule(steps, rate), batches.with_memory, steps)
             train(variant, stage, out / "checkpoint", lambda entry: click.echo(json.dumps(entry)), dict)
             watched = HeldOut(variant, split, retrieval, context, documents)

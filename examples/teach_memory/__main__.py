@@ -125,13 +125,13 @@ def main(
 
     model = shaped(model)
     watched = HeldOut(model, split, retrieval, context, WATCHED_DOCUMENTS)
-    batches = Batches(model, split, retrieval, rows, context, seed, memory=not control)
+    batches = Batches(model, split, retrieval, rows, context, seed, steps=steps, memory=not control)
     stage = Stage("control" if control else "with memory", Schedule(steps, rate), batches.with_memory, every)
     train(model, stage, out / "checkpoint", log, lambda: watched.means(WATCHED))
     model.model.save_pretrained(out)
     model.tokenizer.save_pretrained(out)
     record = model.shape.record()
-    write_memory3(out, {key: record[key] for key in MEMORY3_KEYS})
+    write_memory3(out, {key: record[key] for key in MEMORY3_KEYS if key in record})
     draw(out)
 
     # The figures, beside those of the model as it was given.

@@ -33,7 +33,9 @@ from examples.teach_memory.memory_pass import IGNORED, Batch
 from m3build.calibration import repeat_passages
 from m3build.model.causal import CausalModel
 
-SHARES = {"retrieved": 0.35, "earlier": 0.4, "passage": 0.15, "nothing": 0.1}
+KINDS = ("retrieved", "earlier", "passage", "nothing")
+# Until which share of the steps, and how often each: what surely helps comes first, what is read in use last.
+SHARES = ((0.4, (0.35, 0.4, 0.15, 0.1)), (1.0, (0.65, 0.15, 0.1, 0.1)))
 READ_BACK = 5
 PLAIN_EVERY = 5
 PIECE_SIZES = (8, 16, 32)
@@ -44,8 +46,9 @@ WITH_MEMORY = (1.0, 1.0, 4.0)
 
 
 class Batches:
-    """Makes batches of ``rows`` contexts of ``context`` tokens (BOS included), or of fewer and longer ones.
-    Without ``memory`` those of stage 2 are the same contexts without anything to read: its control."""
+    """Makes batches of ``rows`` contexts of ``context`` tokens (BOS included), or of fewer and longer ones,
+    for stages of so many steps. Without ``memory`` those of stage 2 are the same contexts with nothing to
+    read: its control."""
 
     def __init__(
         self,
@@ -56,12 +59,13 @@ class Batches:
         context: int,
         seed: int,
         warm_up_steps: int = 0,
+        steps: int = 0,
         memory: bool = True,
     ) -> None:
         self._memory = memory
         self._model, self._split, self._retrieval = model, split, retrieval
         self._rows, self._context, self._seed = rows, context, seed
-        self._warm_up_steps = warm_up_steps
+        self._warm_up_steps, self._steps = warm_up_steps, steps
         before = len(model.reference_bos) + model.shape.reference_tokens
         self._most = max(context, getattr(model.model.config, "max_position_embeddings", 0) - before)
         self._documents = np.flatnonzero(split.train.lengths > PIECE)
@@ -118,7 +122,8 @@ class Batches:
         numbers: dict[tuple[int, ...], int] = {}
         rows, reads = [], []
         count = self._rows * self._context // context
-        for kind in random.choices(list(SHARES), list(SHARES.values()), k=count):
+        _, shares = next(phase for phase in SHARES if step < phase[0] * self._steps or phase is SHARES[-1])
+        for kind in random.choices(KINDS, shares, k=count):
             number = int(random.choice(documents))
             document = self._split.train[number]
             # At least one piece of text is left to predict, and one to remember.

@@ -26,6 +26,7 @@ MEMORY3_KEYS = (
     "selection",
     "query_tokens",
     "references",
+    "codec",
 )
 _MAX_BYTES = 1 << 20
 
@@ -68,6 +69,12 @@ def write_memory3(directory: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
+def preferred_codec(directory: Path | None) -> str:
+    """The codec that ``memory3.json`` names for memories of a model: what ``auto`` comes to for it; "auto"
+    where it names none, or no directory is known. Raises UsageError as :func:`read_memory3` does."""
+    return str(read_memory3(directory).get("codec", "auto")) if directory else "auto"
+
+
 def _check_stored(path: Path, key: str, value: Any) -> None:
     def is_whole(item: Any) -> bool:
         return isinstance(item, int) and not isinstance(item, bool)
@@ -81,7 +88,7 @@ def _check_stored(path: Path, key: str, value: Any) -> None:
         case "memory_heads":
             right = isinstance(value, dict) and all(map(are_whole, value.values()))
             expected = 'an object such as {"4": [0, 1]}'
-        case "reference_bos" | "selection":
+        case "reference_bos" | "selection" | "codec":
             right, expected = isinstance(value, str), "a string"
         case "sparse_tokens":
             right, expected = is_whole(value) or value == "all", 'an integer or "all"'

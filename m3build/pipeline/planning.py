@@ -25,6 +25,7 @@ from m3build.corpus import Exclusion, SourceOptions, SourceRange, discover, read
 from m3build.embed import make_embedder
 from m3build.index import choose_spec, stored_bytes
 from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
+from m3build.model.memory3_file import preferred_codec
 from m3build.model.source import find_model, weight_files
 from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.settings import shape_request, source_options
@@ -126,8 +127,9 @@ def plan_build(
     vectors = 2 * len(shape.heads) * shape.sparse_tokens
     scope: Scope = settings.codec_scope  # type: ignore[assignment]
     flops = write_flops(sizes, memory_plan(shape, bos), shape.memory_layers[-1])
+    own_codec = preferred_codec(find_model(settings.model, weights=False).directory)
     codec = resolve_codec(
-        settings.codec,
+        own_codec if settings.codec == "auto" else settings.codec,
         shape.head_dim,
         training_vectors=int(min(count, 1 << 40) * vectors / codebook_count(scope, shape.heads)),
         forward_flops=flops,

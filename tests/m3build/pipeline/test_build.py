@@ -16,6 +16,7 @@ from m3build.api import compile as compile_bank
 from m3build.bank import open_bank
 from m3build.config import CompileOptions, RunOptions
 from m3build.pipeline import build as build_module
+from m3build.pipeline.planning import plan_build
 from m3build_formats.bank import list_versions, read_manifest
 from m3build_formats.errors import InputError, MismatchError, UsageError
 from m3build_formats.info import describe
@@ -371,3 +372,21 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(
     monkeypatch.setattr(build_module, "chunk_corpus", lambda *_: pytest.fail("the corpus was read"))
     with pytest.raises(UsageError):
         build(corpus, tmp_path / "bank", tiny_llama, **wrong)
+
+
+def test_auto_is_the_codec_that_memory3_json_names_if_it_names_one(
+    corpus: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    (model / "memory3.json").write_text('{"codec": "PQ4x4"}', encoding="utf-8")
+    built = again(corpus, tmp_path / "bank", model)
+    assert built.manifest.codec["spec"] == "PQ4x4"
+    plan = plan_build([str(corpus)], None, CompileOptions(model=str(model)), RunOptions())
+    assert plan.codec == "PQ4x4"
+    # Said again or not, it is no other option than the bank has.
+    assert not again(corpus, tmp_path / "bank", model).changed
+    assert again(corpus, tmp_path / "other", model, codec="SQ8").manifest.codec["spec"] == "SQ8"
+    (model / "memory3.json").write_text('{"codec": "PQ3x4"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="PQ3x4"):
+        again(corpus, tmp_path / "third", model)
