@@ -73,7 +73,7 @@ class LossMeter:
             "quantized": self.stored,
             "exact": unquantized(loaded, batch_tokens),
             "random": self.stored,
-            "dense": dense(loaded),
+            "dense": dense(loaded, batch_tokens),
         }
         self._limit = position_limit(model.config)
         bos = loaded.tokenizer.bos_token_id

@@ -63,24 +63,32 @@ def unquantized(model: LoadedModel, batch_tokens: int) -> Form:
     return form
 
 
-def dense(model: LoadedModel) -> Form:
-    """All tokens of the references, at the memory layers and heads: what keeping every token would give."""
+def dense(model: LoadedModel, batch_tokens: int) -> Form:
+    """All tokens of the references, at the memory layers and heads: what keeping every token would give.
+    ``batch_tokens`` of them, padding included, are in flight at once (one reference always is)."""
     shape, bos = model.shape, model.reference_bos_ids
 
     def form(references: Sequence[Reference]) -> FormedMemories:
         longest = max(len(reference.ids) for reference in references)
         empty = _empty(model, len(references), longest)
         length = padded_length(longest, len(bos))
-        for number, reference in enumerate(references):
-            own = torch.zeros(1, length, dtype=torch.int64)
-            own[0, : len(bos) + len(reference.ids)] = torch.tensor([*bos, *reference.ids])
-            kept = slice(len(bos), len(bos) + len(reference.ids))
-            captured = capture(model.base, own.to(model.device), shape.memory_layers)
+        rows = max(1, batch_tokens // length)
+        for first in range(0, len(references), rows):
+            some = references[first : first + rows]
+            ids = torch.zeros(len(some), length, dtype=torch.int64)
+            for own, reference in zip(ids, some, strict=True):
+                own[: len(bos) + len(reference.ids)] = torch.tensor([*bos, *reference.ids])
+            # Padding comes after a reference's own tokens, which do not see it.
+            captured = capture(model.base, ids.to(model.device), shape.memory_layers)
+            lengths = torch.tensor([len(reference.ids) for reference in some], device=model.device)
+            there = torch.arange(longest, device=model.device) < lengths[:, None]
+            at, kept = slice(first, first + len(some)), slice(len(bos), len(bos) + longest)
             for place, layer in enumerate(captured):
                 for head in shape.heads_of(layer.layer):
-                    empty.keys[number, place, head, : len(reference.ids)] = layer.rotated_key[0, head, kept]
-                    empty.values[number, place, head, : len(reference.ids)] = layer.value[0, head, kept]
-                    empty.mask[number, place, head, : len(reference.ids)] = True
+                    own_keys, own_values = layer.rotated_key[:, head, kept], layer.value[:, head, kept]
+                    empty.keys[at, place, head] = own_keys.masked_fill(~there[..., None], 0)
+                    empty.values[at, place, head] = own_values.masked_fill(~there[..., None], 0)
+                    empty.mask[at, place, head] = there
         return empty
 
     return form
