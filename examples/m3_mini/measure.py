@@ -32,6 +32,8 @@ from m3build.model.causal import CausalModel, load_causal_model
 
 UNDER_TEST_ONE_IN = 4
 CHARACTERS_A_REFERENCE = 330
+# Of each document: many documents say more than much of a few.
+CHARACTERS_UNDER_TEST = 4000
 BEYOND = ("plain", "bos", "earlier", "other", "text")
 BEYOND_START, BEYOND_CONTEXT = 640, 257
 BEYOND_WORDS = {
@@ -60,8 +62,8 @@ ROWS = {
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--control", metavar="DIR", help="A model trained on the same text without memories.")
-@click.option("--references", default=100_000, help="About how many references the bank is to have.")
-@click.option("--tokens", default=100_000, help="Tokens under test of each family, at most.")
+@click.option("--references", default=30_000, help="About how many references the bank is to have.")
+@click.option("--tokens", default=40_000, help="Tokens under test of each family, at most.")
 @click.option("--windows", default="256,1024", help="Tokens of a context.")
 @click.option("--facts", default=200, help="Planted facts.")
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
@@ -150,6 +152,8 @@ def write_sources(corpus: Path, out: Path, characters: int, facts: list[Fact]) -
     others: list[dict[str, Any]] = []
     for document in documents(corpus / "held-out.jsonl"):
         is_tested = hashed(document["id"]) % UNDER_TEST_ONE_IN == 0
+        if is_tested:
+            document["text"] = document["text"][:CHARACTERS_UNDER_TEST]
         (under_test[document["family"]] if is_tested else others).append(document)
     planted = [{"id": f"planted/{fact.function}", "text": fact.document} for fact in facts]
     left = characters - sum(len(document["text"]) for document in [*others, *planted])
