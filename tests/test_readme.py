@@ -7,7 +7,6 @@ import re
 import runpy
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a copy of the examples and the stand-in model, as the first command leaves it."""
+    """A directory with a copy of the examples."""
     place = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", place / "examples")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setattr(sys, "argv", ["make_stand_in_model.py", "stand-in"])
-        runpy.run_path("examples/make_stand_in_model.py", run_name="__main__")
     return place
 
 

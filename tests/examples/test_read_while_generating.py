@@ -13,14 +13,13 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def test_the_tutorial_goes_from_a_folder_to_a_generation_that_reads_it(
-    tmp_path: Path, tiny_llama: Path
+    tmp_path: Path,
 ) -> None:
     prompt = "A bank is a directory that holds memories"
     done = subprocess.run(
         [
             sys.executable,
             str(ROOT / "examples" / "read_while_generating.py"),
-            str(tiny_llama),
             str(FOLDER),
             str(tmp_path / "bank"),
             prompt,
