@@ -175,8 +175,9 @@ def documents(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:
-    """Records as JSON lines."""
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    """Records as JSON lines. Translations of a page share its id, and are in families of their own."""
+    named = ({**record, "id": f"{record.get('family', '')}/{record['id']}"} for record in records)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in named)
     path.write_text(text, encoding="utf-8")
 
 
