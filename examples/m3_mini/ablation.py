@@ -45,11 +45,11 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
 @click.argument("taught", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("corpus")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--steps", default=60, help="Steps of each variant.")
+@click.option("--steps", default=40, help="Steps of each variant.")
 @click.option("--rate", default=5e-4, help="Peak learning rate.")
 @click.option("--rows", default=16, help="Contexts in a step.")
 @click.option("--context", default=257, help="Tokens of a context, BOS included.")
-@click.option("--documents", default=64, help="Held-out documents measured.")
+@click.option("--documents", default=48, help="Held-out documents measured.")
 @click.option("--threads", type=int, help="Threads on a CPU.  [default: torch's own number]")
 def main(
     model: str,
