@@ -47,9 +47,9 @@ def test_rebuild_allows_differences_and_keeps_the_rest() -> None:
     assert (settings.sparse_tokens, settings.keep_fields) == ("8", ("lang",))
 
 
-def test_without_a_model_the_message_says_which_option() -> None:
-    with pytest.raises(UsageError, match="--model"):
-        resolve(CompileOptions(), None, rebuild=False)
+def test_without_a_model_it_is_the_one_in_the_package() -> None:
+    assert resolve(CompileOptions(), None, rebuild=False).model == "m3-mini"
+    assert resolve(CompileOptions(), {"model": "another"}, rebuild=False).model == "another"
 
 
 @pytest.mark.parametrize(
