@@ -79,10 +79,11 @@ def attach(
     opened = bank if isinstance(bank, Bank) else open_bank(bank)
     owns_bank = opened is not bank
     try:
-        if model is None:
-            model, loaded = load_reading_model(model_of(opened.manifest), opened.manifest)
-            tokenizer = tokenizer or loaded.tokenizer
-        return Reader(model, opened, references, chunk, tokenizer, query, retrieve, owns_bank)
+        own: Any = model
+        if own is None:
+            own, loaded = load_reading_model(model_of(opened.manifest), opened.manifest)
+            tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
+        return Reader(own, opened, references, chunk, tokenizer, query, retrieve, owns_bank)
     except BaseException:
         if owns_bank:
             opened.close()
