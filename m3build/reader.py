@@ -29,7 +29,7 @@ from m3build.chunk_memories import LayerMemory, chunk_memories
 from m3build.interception import attention_is_taken
 from m3build.model.live import loaded_from
 from m3build.model.load import load_tokenizer
-from m3build.model.whole import load_reading_model, model_of
+from m3build.model.whole import load_whole, model_of
 from m3build.read_context import check_positions, context_positions, encode_reference_bos
 from m3build.reader_memories import ReaderMemories
 from m3build.reader_state import (
@@ -81,8 +81,8 @@ def attach(
     try:
         own: Any = model
         if own is None:
-            own, loaded = load_reading_model(model_of(opened.manifest), opened.manifest)
-            tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
+            whole = load_whole(model_of(opened.manifest), opened.manifest)
+            own, tokenizer = whole.model, whole.tokenizer if tokenizer is None else tokenizer
         return Reader(own, opened, references, chunk, tokenizer, query, retrieve, owns_bank)
     except BaseException:
         if owns_bank:

@@ -10,6 +10,7 @@ kept in OUT, so that the command can be run again.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from m3build.evaluation.bootstrap import mean_per_token
 from m3build.model.causal import load_causal_model
 from m3build.model.shape import ShapeRequest
 
-MEASURED = ("plain", "bos", "earlier", "other", "retrieved", "random", "passage")
+MEASURED = ("plain", "bos", "earlier", "retrieved", "random", "passage")
 GAINS = ("earlier", "retrieved", "random", "passage")
 # From what each differs, and how, by name.
 VARIANTS: Mapping[str, Mapping[str, str]] = {
@@ -86,13 +87,14 @@ def main(
             restore(variant, taught / "checkpoint-warm-up")
             batches = Batches(variant, split, retrieval, rows, context, 0, steps=steps)
             stage = Stage(name, Schedule(steps, rate), batches.with_memory, steps)
-            train(variant, stage, out / "checkpoint", lambda entry: click.echo(json.dumps(entry)), dict)
+            # Of this variant alone: another must never go on from it.
+            checkpoint = out / f"checkpoint-{number}"
+            train(variant, stage, checkpoint, lambda entry: click.echo(json.dumps(entry)), dict)
             watched = HeldOut(variant, split, retrieval, context, documents)
             sums = {condition: watched.losses(condition) for condition in MEASURED}
             entry = {"name": name, "counts": sums["plain"][1], "sums": {of: s for of, (s, _) in sums.items()}}
             kept.write_text(json.dumps(entry) + "\n", encoding="utf-8")
-            for path in (out / "checkpoint").iterdir():
-                path.unlink()
+            shutil.rmtree(checkpoint)
         found[name] = json.loads(kept.read_text(encoding="utf-8"))
     (out / "table.md").write_text("\n".join(table(found, steps)) + "\n", encoding="utf-8")
     click.echo((out / "table.md").read_text(encoding="utf-8"))

@@ -155,7 +155,7 @@ def write_sources(corpus: Path, out: Path, characters: int, facts: list[Fact]) -
         if is_tested:
             document["text"] = document["text"][:CHARACTERS_UNDER_TEST]
         (under_test[document["family"]] if is_tested else others).append(document)
-    planted = [{"id": f"planted/{fact.function}", "text": fact.document} for fact in facts]
+    planted = [{"id": fact.function, "text": fact.document, "family": "planted"} for fact in facts]
     left = characters - sum(len(document["text"]) for document in [*others, *planted])
     training = []
     for document in sorted(documents(corpus / "train.jsonl"), key=lambda document: hashed(document["id"])):
@@ -176,7 +176,7 @@ def documents(path: Path) -> Iterator[dict[str, Any]]:
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:
     """Records as JSON lines. Translations of a page share its id, and are in families of their own."""
-    named = ({**record, "id": f"{record.get('family', '')}/{record['id']}"} for record in records)
+    named = ({**record, "id": f"{record['family']}/{record['id']}"} for record in records)
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in named)
     path.write_text(text, encoding="utf-8")
 

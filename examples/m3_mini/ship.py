@@ -20,7 +20,7 @@ from m3build.model.causal import CausalModel, load_causal_model
 from m3build.model.memory3_file import read_memory3, write_memory3
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "losses.png")
-# At the paper's 1.35 bits a dimension half of a small head's gain is lost; see the card.
+# At the paper's 1.35 bits a dimension nearly a third of what passages gain is lost; see the card.
 CODEC = "OPQ16_32,PQ16x8"
 
 

@@ -69,10 +69,13 @@ def write_memory3(directory: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def preferred_codec(directory: Path | None) -> str:
-    """The codec that ``memory3.json`` names for memories of a model: what ``auto`` comes to for it; "auto"
-    where it names none, or no directory is known. Raises UsageError as :func:`read_memory3` does."""
-    return str(read_memory3(directory).get("codec", "auto")) if directory else "auto"
+def asked_codec(text: str, directory: Path | None) -> str:
+    """A codec string or preset, where ``auto`` is the codec that ``memory3.json`` in the model's directory
+    names; "auto" still where it names none, or no directory is known. Raises UsageError as
+    :func:`read_memory3` does."""
+    if text != "auto" or directory is None:
+        return text
+    return str(read_memory3(directory).get("codec", "auto"))
 
 
 def _check_stored(path: Path, key: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from m3build.model.causal import load_causal_model
+from m3build.model.causal import CausalModel, load_causal_model
 from m3build.model.device import dtype_name
 from m3build.model.live import loaded_from
 from m3build.model.load import LoadedModel
@@ -23,6 +23,14 @@ def model_of(manifest: Manifest) -> str:
     return name
 
 
+def load_whole(name: str, manifest: Manifest, *, device: str = "auto", dtype: str = "auto") -> CausalModel:
+    """A model to read the bank that ``manifest`` is of; whether it is the one that wrote the memories is for
+    :func:`m3build.model.live.loaded_from` to say. ``dtype`` auto is the bank's. Raises the errors of
+    ``load_causal_model``."""
+    number = str(manifest.model.get("dtype", "auto")) if dtype == "auto" else dtype
+    return load_causal_model(name, device=device, dtype=number)
+
+
 def load_reading_model(
     name: str, manifest: Manifest, *, device: str = "auto", dtype: str = "auto"
 ) -> tuple[Any, LoadedModel]:
@@ -32,8 +40,7 @@ def load_reading_model(
     ``dtype`` auto is the bank's. Raises UsageError (no such model), MismatchError (another model than the
     bank's), CorruptError, ResourceError.
     """
-    number = str(manifest.model.get("dtype", "auto")) if dtype == "auto" else dtype
-    whole = load_causal_model(name, device=device, dtype=number)
+    whole = load_whole(name, manifest, device=device, dtype=dtype)
     return whole.model, loaded_from(whole.model, whole.tokenizer, manifest)
 
 

@@ -27,7 +27,7 @@ from m3build.codec.train import train_codec, training_vectors_wanted
 from m3build.config import RunOptions, Settings
 from m3build.encode import ReferenceEncoder
 from m3build.model import LoadedModel, MemoryShape
-from m3build.model.memory3_file import preferred_codec
+from m3build.model.memory3_file import asked_codec
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.memory_stage import Encode
 from m3build.pipeline.places import Place, by_shard
@@ -252,7 +252,9 @@ def check_codec(settings: Settings, run: RunOptions, model: LoadedModel) -> None
     """
     if run.codec_from is not None:
         _refuse_other_shape(Path(run.codec_from), read_manifest(run.codec_from), model)
-    resolve_codec(asked_codec(settings.codec, model), model.shape.head_dim, training_vectors=1 << 60)
+    resolve_codec(
+        asked_codec(settings.codec, model.directory), model.shape.head_dim, training_vectors=1 << 60
+    )
 
 
 def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> PreparedCodec:
@@ -282,7 +284,7 @@ def spec_for(text: str, scope: Scope, model: LoadedModel, references: int) -> Re
     them."""
     vectors = _vectors(model.shape)
     return resolve_codec(
-        asked_codec(text, model),
+        asked_codec(text, model.directory),
         model.shape.head_dim,
         training_vectors=int(references * (vectors / codebook_count(scope, model.shape.heads))),
         forward_flops=write_flops(
@@ -292,12 +294,6 @@ def spec_for(text: str, scope: Scope, model: LoadedModel, references: int) -> Re
         ),
         vectors=vectors,
     )
-
-
-def asked_codec(text: str, model: LoadedModel) -> str:
-    """A codec string or preset, where ``auto`` is the codec that the model's ``memory3.json`` names, if it
-    names one."""
-    return preferred_codec(model.directory) if text == "auto" else text
 
 
 def references_wanted(spec: CodecSpec, scope: Scope, shape: MemoryShape) -> int:

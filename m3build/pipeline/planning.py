@@ -25,7 +25,7 @@ from m3build.corpus import Exclusion, SourceOptions, SourceRange, discover, read
 from m3build.embed import make_embedder
 from m3build.index import choose_spec, stored_bytes
 from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, load_shape
-from m3build.model.memory3_file import preferred_codec
+from m3build.model.memory3_file import asked_codec
 from m3build.model.source import find_model, weight_files
 from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.settings import shape_request, source_options
@@ -114,7 +114,8 @@ def plan_build(
         raise UsageError(f"--references is a number from 1 to 1e15, not {references:g}")
     request = shape_request(settings)
     facts, shape = load_shape(settings.model, request, trust_remote_code=run.trust_remote_code)
-    model = _load_if_there(settings, run, request)
+    directory = find_model(settings.model, trust_remote_code=run.trust_remote_code, weights=False).directory
+    model = _load_if_there(directory, settings, run, request)
     sampled = _sample(sources, settings, model, listener) if sources and model is not None else None
     if sampled is not None and references is None:
         count, counted = sampled.references, sampled.whole
@@ -127,9 +128,8 @@ def plan_build(
     vectors = 2 * len(shape.heads) * shape.sparse_tokens
     scope: Scope = settings.codec_scope  # type: ignore[assignment]
     flops = write_flops(sizes, memory_plan(shape, bos), shape.memory_layers[-1])
-    own_codec = preferred_codec(find_model(settings.model, weights=False).directory)
     codec = resolve_codec(
-        own_codec if settings.codec == "auto" else settings.codec,
+        asked_codec(settings.codec, directory),
         shape.head_dim,
         training_vectors=int(min(count, 1 << 40) * vectors / codebook_count(scope, shape.heads)),
         forward_flops=flops,
@@ -179,9 +179,10 @@ class _Sampled:
     chunks: tuple[Chunk, ...]
 
 
-def _load_if_there(settings: Settings, run: RunOptions, request: ShapeRequest) -> LoadedModel | None:
-    source = find_model(settings.model, trust_remote_code=run.trust_remote_code, weights=False)
-    if not weight_files(source.directory):
+def _load_if_there(
+    directory: Path, settings: Settings, run: RunOptions, request: ShapeRequest
+) -> LoadedModel | None:
+    if not weight_files(directory):
         return None
     return load_model(
         settings.model,

@@ -176,7 +176,7 @@ def test_held_out_families_and_planted_facts_are_measured_by_one_command(tmp_pat
     # What is under test is not in the bank; all the rest is.
     assert not tested & in_bank
     assert len(tested | in_bank) == 36 + 3
-    assert sum(name.startswith("/planted/") for name in in_bank) == 3
+    assert sum(name.startswith("planted/") for name in in_bank) == 3
 
     # Random weights complete nothing; the loss is about that of an even guess.
     facts = figures["facts"]

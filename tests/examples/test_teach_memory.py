@@ -82,11 +82,12 @@ def test_the_recipe_teaches_a_model_to_read(model_directory: Path, corpus: Path,
         model_directory,
         corpus,
         tmp_path,
-        **{"memory-layers": "0-1", "steps": 240, "rate": 4e-3, "every": 120},
+        # Contexts of half a piece: in longer ones a document's ten words are soon seen without any memory.
+        **{"memory-layers": "0-1", "steps": 240, "rate": 4e-3, "every": 120, "rows": 16, "context": 33},
     )
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    for name, least in (("earlier", 0.02), ("earlier over other", 0.05), ("passage", 0.05)):
-        assert figures[f"gain: {name}"]["low"] > least, (name, figures)
+    for name in ("gain: earlier", "gain: earlier over other", "gain: passage"):
+        assert figures[name]["low"] > 0.05, (name, figures[name])
     assert abs(figures["gain: retrieved over random"]["mean"]) < figures["gain: earlier"]["mean"]
     # What is written is a model that says how it reads, with its curves and its card.
     assert read_memory3(tmp_path)["memory_layers"] == [0, 1]

@@ -151,6 +151,7 @@ def test_a_directory_without_memory3_json_says_nothing(tmp_path: Path) -> None:
         ({"reference_tokens": 12.5}, "reference_tokens must be an integer"),
         ({"reference_bos": None}, "reference_bos must be a string"),
         ({"selection": 1}, "selection must be a string"),
+        ({"codec": 8}, "codec must be a string"),
         ({"query_tokens": []}, "query_tokens must be an integer"),
         ({"references": {}}, "references must be an integer"),
         ([1], "holds an array where an object was expected"),
