@@ -21,6 +21,7 @@ import torch
 from examples.teach_memory.batches import Batches
 from examples.teach_memory.corpus import Retrieval, read_corpus
 from examples.teach_memory.measuring import HeldOut
+from examples.teach_memory.report import interval
 from examples.teach_memory.training import Schedule, Stage, restore, train
 from m3build.evaluation.bootstrap import mean_per_token
 from m3build.model.causal import load_causal_model
@@ -118,8 +119,7 @@ def table(found: Mapping[str, Mapping[str, Any]], steps: int) -> Iterator[str]:
         cells = []
         for condition in GAINS:
             gained = [without - own for own, without in zip(sums[condition], sums[none], strict=True)]
-            gain = mean_per_token(gained, counts)
-            cells.append(f"{gain.mean:.4f} ({gain.low:.4f} to {gain.high:.4f})")
+            cells.append(interval(mean_per_token(gained, counts).to_json()))
         yield f"| {name} | {sum(sums[none]) / tokens:.4f} | " + " | ".join(cells) + " |"
 
 

@@ -28,6 +28,7 @@ import m3build
 from examples.m3_mini.facts import Fact, make_facts, measure_facts
 from examples.teach_memory.corpus import Retrieval, Split, Texts
 from examples.teach_memory.measuring import HeldOut
+from examples.teach_memory.report import interval
 from m3build.model.causal import CausalModel, load_causal_model
 
 UNDER_TEST_ONE_IN = 4
@@ -247,12 +248,6 @@ def tables(figures: Mapping[str, Any]) -> Iterator[str]:
 def row(words: str, found: Iterable[Mapping[str, float | None]]) -> str:
     """A row of means with intervals."""
     return f"| {words} | " + " | ".join(map(interval, found)) + " |"
-
-
-def interval(found: Mapping[str, float | None]) -> str:
-    """A mean with its interval, where there is one."""
-    mean = f"{found['mean']:.4f}"
-    return mean if found["low"] is None else f"{mean} ({found['low']:.4f} to {found['high']:.4f})"
 
 
 def share(found: Mapping[str, float | None]) -> str:

@@ -59,7 +59,7 @@ def write_card(
         "",
         "| | as given | taught |",
         "| --- | --- | --- |",
-        *(f"| {name} | {_interval(before[name])} | {_interval(after[name])} |" for name in after),
+        *(f"| {name} | {interval(before[name])} | {interval(after[name])} |" for name in after),
         "",
     ]
     if (directory / PICTURE).exists():
@@ -67,6 +67,7 @@ def write_card(
     (directory / CARD).write_text("\n".join(lines), encoding="utf-8")
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
+def interval(found: Mapping[str, float | None]) -> str:
+    """A mean with its interval, where there is one."""
     mean, low, high = found["mean"], found["low"], found["high"]
     return f"{mean:.4f}" if low is None else f"{mean:.4f} ({low:.4f} to {high:.4f})"
