@@ -14,28 +14,34 @@ Stage 2 is training with memory (Memory³ §3.6). What a row reads is drawn by t
   happen in use, and teaches reading at once;
 - ``nothing``: the reference BOS alone.
 
+Later half of the rows also read references of other rows, until each query chunk reads five: of five
+references in use one or two fit, and a model that has not met others is worse with them than without memory.
+
 And every fifth step is one of stage 1, so that the model does not get worse at plain context: then a gain
 with memory would be the memory format's and not the memory's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from random import Random
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from examples.teach_memory.corpus import PIECE, Retrieval, Split
+from examples.teach_memory.corpus import MOST_OVERLAP, PIECE, Retrieval, Split
 from examples.teach_memory.memory_pass import IGNORED, Batch
 from m3build.calibration import repeat_passages
+from m3build.evaluation.overlap import overlaps
 from m3build.model.causal import CausalModel
 
 KINDS = ("retrieved", "earlier", "passage", "nothing")
-# Until which share of the steps, and how often each: what surely helps comes first, what is read in use last.
-SHARES = ((0.4, (0.35, 0.4, 0.15, 0.1)), (1.0, (0.65, 0.15, 0.1, 0.1)))
+# Until which share of the steps, how often each, and how many rows read strange references too: what surely
+# helps comes first, what is read in use last.
+SHARES = ((0.4, (0.35, 0.4, 0.15, 0.1), 0.0), (1.0, (0.65, 0.15, 0.1, 0.1), 0.5))
 READ_BACK = 5
 PLAIN_EVERY = 5
 PIECE_SIZES = (8, 16, 32)
@@ -118,47 +124,69 @@ class Batches:
         opening = list(self._model.bos)
         chunks = -(-context // PIECE)
         documents = self._longer if context > self._context else self._documents
-        # References by their ids: each is written once, whoever reads it.
-        numbers: dict[tuple[int, ...], int] = {}
-        rows, reads = [], []
+        # References by their ids, each with its document: each is written once, whoever reads it.
+        owners: dict[tuple[int, ...], int] = {}
+        rows, reads, whose = [], [], []
         count = self._rows * self._context // context
-        _, shares = next(phase for phase in SHARES if step < phase[0] * self._steps or phase is SHARES[-1])
+        _, shares, strange = next(
+            phase for phase in SHARES if step < phase[0] * self._steps or phase is SHARES[-1]
+        )
         for kind in random.choices(KINDS, shares, k=count):
             number = int(random.choice(documents))
             document = self._split.train[number]
             # At least one piece of text is left to predict, and one to remember.
             start = random.randrange(kind == "earlier", max(2, len(document) // PIECE)) * PIECE
             rows.append(opening + document[start : start + context - len(opening)])
-            if not self._memory:
-                continue
-            read = self._read(kind, number, start, chunks, reading)
-            reads.append(
-                [[numbers.setdefault(tuple(ids), len(numbers)) for ids in references] for references in read]
-            )
+            if self._memory:
+                read = self._read(kind, number, start, chunks, reading)
+                for owner, ids in chain.from_iterable(read):
+                    owners.setdefault(tuple(ids), owner)
+                reads.append([[tuple(ids) for _, ids in references] for references in read])
+                whose.append(number)
         if not self._memory:
             return Batch(*padded(rows), plain=True)
+        for number, row in zip(whose, reads, strict=True):
+            if reading.random() < strange:
+                drawn = self._strange(number, owners, reading)
+                for read in row:
+                    read.extend([ids for ids in drawn if ids not in read][: READ_BACK - len(read)])
         most = max(1, *(len(read) for row in reads for read in row))
-        table = torch.tensor([[read + [-1] * (most - len(read)) for read in row] for row in reads])
-        return Batch(*padded(rows), references=list(numbers), reads=table)
+        at = {ids: place for place, ids in enumerate(owners)}
+        table = [[[at[ids] for ids in read] + [-1] * (most - len(read)) for read in row] for row in reads]
+        return Batch(*padded(rows), references=list(owners), reads=torch.tensor(table))
 
-    def _read(self, kind: str, number: int, start: int, chunks: int, random: Random) -> list[list[list[int]]]:
-        """The references that each query chunk of a context from ``start`` reads."""
+    def _strange(
+        self, number: int, owners: Mapping[tuple[int, ...], int], random: Random
+    ) -> list[tuple[int, ...]]:
+        """Up to five of the batch's references that tell nothing of a document: they are of others, and do
+        not overlap with it."""
+        others = [ids for ids, owner in owners.items() if owner != number]
+        document = self._split.train[number]
+        drawn = random.sample(others, k=min(READ_BACK, len(others)))
+        return [ids for ids in drawn if not overlaps(document, ids, MOST_OVERLAP)]
+
+    def _read(
+        self, kind: str, number: int, start: int, chunks: int, random: Random
+    ) -> list[list[tuple[int, list[int]]]]:
+        """The references that each query chunk of a context from ``start`` reads, each with the number of
+        its document."""
         document = self._split.train[number]
         size = self._model.shape.reference_tokens
         if kind == "nothing":
             return [[]] * chunks
         if kind == "earlier":
-            return [earlier_references(document, start, size)] * chunks
+            return [[(number, ids) for ids in earlier_references(document, start, size)]] * chunks
         first = start // PIECE
         found = self._retrieval.best(document, slice(first, first + chunks - 1), number)
         read = []
         for chunk in range(chunks):
             before = found[max(0, chunk - READ_BACK) : chunk][::-1]
-            references = [self._split.references[best[0]] for best in before if best]
+            fitting = [best[0] for best in before if best]
+            references = [(self._split.owners[n], self._split.references[n]) for n in fitting]
             if kind == "passage":
                 own = max(0, start + chunk * PIECE - random.randrange(size - PIECE + 1))
                 passage = document[own : own + size]
-                references = ([passage] if passage else []) + references[: READ_BACK - 1]
+                references = ([(number, passage)] if passage else []) + references[: READ_BACK - 1]
             read.append(references)
         return read
 

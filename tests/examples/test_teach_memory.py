@@ -15,7 +15,7 @@ from models import tiny_config
 from safetensors.torch import load_file
 
 from examples.teach_memory.__main__ import main
-from examples.teach_memory.batches import Batches
+from examples.teach_memory.batches import READ_BACK, Batches
 from examples.teach_memory.corpus import Retrieval, Texts, first_places, read_corpus
 from examples.teach_memory.memory_pass import IGNORED, Batch, token_losses
 from examples.teach_memory.muon import orthogonal
@@ -166,8 +166,28 @@ def test_nothing_that_a_row_reads_was_retrieved_with_text_after_it(
     assert [row[:1] for row in found[:2]] == [row[:1] for row in again[:2]]
     assert all(split.owners[number] != 0 for row in found for number in row)
     read = batches._read("retrieved", 0, 0, 3, Random(0))
-    assert read[2] == [split.references[row[0]] for row in (found[1], found[0]) if row]
+    fitting = [row[0] for row in (found[1], found[0]) if row]
+    assert read[2] == [(split.owners[number], split.references[number]) for number in fitting]
     assert read[0] == []
+
+
+def test_half_of_the_rows_read_references_that_tell_nothing_of_their_document(
+    model_directory: Path, corpus: Path
+) -> None:
+    _, batches = _prepared(model_directory, corpus, rows=16)
+    # The first chunk of a row has no chunk before it; of five references it reads, some are strange.
+    full = total = 0
+    for step in range(12):
+        reads = batches.with_memory(step).reads
+        if reads is not None:
+            assert reads.shape[2] <= READ_BACK
+            full += int((reads[:, 0] >= 0).all(1).sum()) if reads.shape[2] == READ_BACK else 0
+            total += len(reads)
+    assert 0.2 * total < full < 0.8 * total
+    document = batches._split.train[0]
+    owners = {(1, 2, 3): 0, tuple(document[5:30]): 3, (2, 3, 4): 1, (3, 4, 5): 2}
+    # Neither its own references nor another's that hold its text.
+    assert sorted(batches._strange(0, owners, Random(0))) == [(2, 3, 4), (3, 4, 5)]
 
 
 def test_the_control_is_trained_on_the_same_contexts_of_all_lengths_and_reads_nothing(
@@ -261,11 +281,13 @@ def test_muon_steps_in_the_direction_of_the_nearest_orthogonal_matrix(shape: tup
     assert (cosine > 0.95).all()
 
 
-def _prepared(directory: Path, corpus: Path, warm_up_steps: int = 0) -> tuple[CausalModel, Batches]:
+def _prepared(
+    directory: Path, corpus: Path, warm_up_steps: int = 0, rows: int = 4
+) -> tuple[CausalModel, Batches]:
     model = load_causal_model(str(directory), dtype="float32", device="cpu")
     model = model.shaped(ShapeRequest(memory_layers=[1], sparse_tokens=8, reference_tokens=REFERENCE))
     split = read_corpus(model, [str(corpus)])
-    return model, Batches(model, split, Retrieval(split, model), 4, 65, 0, warm_up_steps)
+    return model, Batches(model, split, Retrieval(split, model), rows, 65, 0, warm_up_steps)
 
 
 @pytest.mark.parametrize("references", [1, 30, 31, 500])
