@@ -134,6 +134,9 @@ def write_index(
     return target.add_file("index", content)
 
 
+_NO_ENDS = np.empty(0, np.uint16)
+
+
 def _write_rows(
     target: FileTarget,
     kind: str,
@@ -222,7 +225,9 @@ def _chunks_batch(rows: list[ChunkRow]) -> Any:
             _integers([row.tokens for row in rows], np.uint16),
             _lists(
                 [row.tokens for row in rows],
-                _integers([end for row in rows for end in row.token_ends], np.uint16),
+                pa.array(
+                    np.concatenate([_NO_ENDS, *(np.asarray(row.token_ends, np.uint16) for row in rows)])
+                ),
                 CHUNKS_SCHEMA.field("token_ends").type,
             ),
             _lists(

@@ -89,7 +89,8 @@ class LexicalEmbedder:
         number = ngrams = 0
         for group in batches(texts):
             counted = count_ngrams(group)
-            frequency += np.bincount(counted.buckets, minlength=BUCKETS)
+            # A text has a bucket once, but the texts of a group share some.
+            np.add.at(frequency, counted.buckets, 1)
             number += len(group)
             ngrams += int(counted.lengths.sum())
         self._learn(frequency, number, ngrams)

@@ -104,18 +104,23 @@ def measure_recall(
     """
     approximate = index.search(queries, k)
     scores_of_found = np.full(approximate.rows.shape, -np.inf, dtype=np.float32)
-    true = _nothing(len(queries))
+    # Of the true ones only the scores matter, and without their places there is nothing to sort.
+    true = np.zeros((len(queries), 0), dtype=np.float32)
     for number, start, scores in _scored(parts, queries):
         end = start + scores.shape[1]
-        rows = np.broadcast_to(np.arange(start, end, dtype=np.int64), scores.shape)
-        true = _merge(true, _of_part(scores, rows, number), k)
+        true = _highest(np.concatenate([true, scores], axis=1), k)
         here = (approximate.parts == number) & (approximate.rows >= start) & (approximate.rows < end)
         query, place = np.nonzero(here)
         scores_of_found[query, place] = scores[query, approximate.rows[query, place] - start]
-    if not true.scores.size:
+    if not true.size:
         return 1.0
-    worst = true.scores[:, -1:]
-    return float((scores_of_found >= worst - _TIE * np.abs(worst)).sum() / true.scores.size)
+    worst = true.min(axis=1, keepdims=True)
+    return float((scores_of_found >= worst - _TIE * np.abs(worst)).sum() / true.size)
+
+
+def _highest(scores: Floats, k: int) -> Floats:
+    """The ``k`` highest scores of each row, or all there are, in no order."""
+    return scores if scores.shape[1] <= k else np.partition(scores, -k, axis=1)[:, -k:]
 
 
 def _scored(

@@ -29,7 +29,7 @@ from m3build.config import (
 from m3build.corpus import Exclusion, SourceFile, discover, spool_standard_input
 from m3build.model import LoadedModel, load_model
 from m3build.pipeline.codec_stage import check_codec, code_key, codec_is_open, prepare_codec
-from m3build.pipeline.corpus_stage import ChunkedCorpus, chunk_corpus
+from m3build.pipeline.corpus_stage import ChunkedCorpus, CorpusReading
 from m3build.pipeline.drift import measure_drift
 from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
@@ -107,7 +107,7 @@ def compile_bank(
         if settings.near_duplicates:
             near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
         chunker = Chunker(model.tokenizer, ChunkOptions(model.shape.reference_tokens, settings.title))
-        corpus = chunk_corpus(
+        reading = CorpusReading(
             files,
             found,
             source_options(settings),
@@ -120,20 +120,20 @@ def compile_bank(
             workers,
             watch,
         )
-        sharded = shard_corpus(
-            corpus.documents(),
-            settings.shard_chunks,
-            near.is_duplicate if near else None,
-            corpus.gate,
-            writer.data,
-            build / "shards",
-            corpus.counts["documents"],
-            watch,
-        )
+        with closing(reading.documents()) as documents:
+            sharded = shard_corpus(
+                documents,
+                settings.shard_chunks,
+                near.is_duplicate if near else None,
+                reading.gate,
+                writer.data,
+                build / "shards",
+            )
         stack.enter_context(closing(sharded.places))
+        corpus = reading.finished()
         counts = _counts(corpus, sharded)
         # Ids that were given twice show only when all ranges are brought together.
-        corpus.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
+        reading.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
         if not counts["chunks"]:
             raise InputError(
                 "nothing to compile: the documents hold no text that the tokenizer has tokens for"
@@ -257,7 +257,7 @@ def compile_bank(
         reused=memories.counts["reused"],
         repeated=memories.counts["repeated"],
         stages=tuple(watch.stages),
-        rejects=tuple(corpus.gate.first),
+        rejects=tuple(reading.gate.first),
         notes=tuple(watch.notes),
         seconds=watch.seconds,
         drift=drift,

@@ -1,11 +1,11 @@
-"""First stage: sources are found, read, cut and tokenized into pieces; what cannot be used is counted and
+"""First stage: sources are read, cut and tokenized into pieces; what cannot be used is counted and
 bounded.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,15 +76,9 @@ class ChunkedCorpus:
     pieces: tuple[Piece, ...]
     counts: dict[str, int]
     found: tuple[Reject, ...]
-    gate: RejectGate
     excluded: Counter[str]
     cut: int
     digest: str | None
-
-    def documents(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
-        """All documents with their chunks, in canonical order."""
-        for piece in self.pieces:
-            yield from piece.rows()
 
     def rejects(self, ledger: Ledger) -> Iterator[Reject]:
         """All rejects: those met while looking for files, then those of the pieces, in order."""
@@ -93,63 +87,87 @@ class ChunkedCorpus:
             yield from piece.rejects(ledger)
 
 
-def chunk_corpus(
-    files: Sequence[SourceFile],
-    found: Sequence[Reject],
-    options: SourceOptions,
-    chunker: Chunker,
-    shaped_by: dict[str, Any],
-    limit: RejectLimit,
-    directory: Path,
-    ledger: Ledger,
-    hashes: FileHashes,
-    workers: int,
-    progress: Progress,
-) -> ChunkedCorpus:
-    """Make or find every piece of the corpus.
+class CorpusReading:
+    """Every piece of the corpus, made or found while its documents are asked for: whoever takes them works
+    while workers cut what follows.
 
     ``found`` are the rejects of discovery, ``workers`` the processes to cut with. Raises InputError when
-    rejects pass the limit or no document is left, ResourceError where workers cannot be begun.
+    ``found`` alone pass the limit.
     """
-    gate = RejectGate(limit, progress.rejected)
-    counts: Counter[str] = Counter()
-    for reject in found:
-        counts["unsupported_files" if reject.kind == "unsupported" else "rejects"] += 1
-        gate(reject)
-    excluded: Counter[str] = Counter()
-    pieces: list[Piece] = []
-    maker = PieceMaker(directory, ledger, hashes, chunker, options, shaped_by, gate, workers)
-    planned: list[PlannedPiece] = []
-    digest = SourcesDigest(found)
-    with progress.stage("look", sum(f.bytes for f in files), "bytes") as stage:
-        for unit in units_of(files, options):
-            planned.append(maker.plan(unit))
-            digest.add_all(unit, planned[-1].hashes)
-            stage.advance(unit.bytes)
-    with (
-        progress.stage("chunk", sum(f.bytes for f in files), "bytes") as stage,
-        closing(maker.make(planned)) as made,
-    ):
-        for each, piece in zip(planned, made, strict=True):
-            pieces.append(piece)
-            counts.update(piece.counts)
-            excluded.update(piece.excluded)
-            stage.advance(each.unit.bytes)
-    for name in maker.changing[:SHOWN]:
-        progress.note(f"{name} changed while it was read: compile again to be sure of what it holds")
-    gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
-    if not counts["documents"]:
-        why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
-        raise InputError(
-            f"nothing to compile: {len(files)} files, {counts['empty_documents']} empty documents, "
-            f"{counts['rejects']} rejects, {excluded.total()} excluded, no text{why}"
+
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        found: Sequence[Reject],
+        options: SourceOptions,
+        chunker: Chunker,
+        shaped_by: dict[str, Any],
+        limit: RejectLimit,
+        directory: Path,
+        ledger: Ledger,
+        hashes: FileHashes,
+        workers: int,
+        progress: Progress,
+    ) -> None:
+        self._files, self._found, self._options = files, found, options
+        self._progress = progress
+        self.gate = RejectGate(limit, progress.rejected)
+        self._counts: Counter[str] = Counter()
+        for reject in found:
+            self._counts["unsupported_files" if reject.kind == "unsupported" else "rejects"] += 1
+            self.gate(reject)
+        self._excluded: Counter[str] = Counter()
+        self._pieces: list[Piece] = []
+        self._maker = PieceMaker(directory, ledger, hashes, chunker, options, shaped_by, self.gate, workers)
+        self._digest = SourcesDigest(found)
+
+    def documents(self) -> Generator[tuple[DocumentRow, list[Chunk]]]:
+        """All documents with their chunks, in canonical order; to be taken once, to the end.
+
+        Raises InputError when rejects pass the limit or no document is left, ResourceError where workers
+        cannot be begun.
+        """
+        size = sum(file.bytes for file in self._files)
+        planned: list[PlannedPiece] = []
+        with self._progress.stage("look", size, "bytes") as stage:
+            for unit in units_of(self._files, self._options):
+                planned.append(self._maker.plan(unit))
+                self._digest.add_all(unit, planned[-1].hashes)
+                stage.advance(unit.bytes)
+        with (
+            self._progress.stage("chunk", size, "bytes") as stage,
+            closing(self._maker.make(planned)) as made,
+        ):
+            for each, piece in zip(planned, made, strict=True):
+                self._pieces.append(piece)
+                self._counts.update(piece.counts)
+                self._excluded.update(piece.excluded)
+                yield from piece.rows()
+                stage.advance(each.unit.bytes)
+        self._check()
+
+    def _check(self) -> None:
+        for name in self._maker.changing[:SHOWN]:
+            self._progress.note(
+                f"{name} changed while it was read: compile again to be sure of what it holds"
+            )
+        counts, gate = self._counts, self.gate
+        gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
+        if not counts["documents"]:
+            why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
+            raise InputError(
+                f"nothing to compile: {len(self._files)} files, {counts['empty_documents']} empty documents, "
+                f"{counts['rejects']} rejects, {self._excluded.total()} excluded, no text{why}"
+            )
+
+    def finished(self) -> ChunkedCorpus:
+        """What was read, once all documents were taken."""
+        maker = self._maker
+        return ChunkedCorpus(
+            tuple(self._pieces),
+            dict(self._counts),
+            tuple(self._found),
+            self._excluded,
+            maker.cut,
+            None if maker.changing or maker.poisoned else self._digest.hexdigest(),
         )
-    return ChunkedCorpus(
-        tuple(pieces),
-        dict(counts),
-        tuple(found),
-        gate,
-        excluded,
-        maker.cut,
-        None if maker.changing or maker.poisoned else digest.hexdigest(),
-    )

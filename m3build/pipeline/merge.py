@@ -217,16 +217,16 @@ def _shard(
     near = None
     if settings.near_duplicates:
         near = stack.enter_context(NearDuplicates(settings.near_duplicates, build))
-    sharded = shard_corpus(
-        documents(),
-        settings.shard_chunks,
-        near.is_duplicate if near else None,
-        _refuse_reject,
-        writer.data,
-        build / "shards",
-        len(claims),
-        watch,
-    )
+    with watch.stage("shard", len(claims), "documents") as stage:
+        sharded = shard_corpus(
+            documents(),
+            settings.shard_chunks,
+            near.is_duplicate if near else None,
+            _refuse_reject,
+            writer.data,
+            build / "shards",
+            stage.advance,
+        )
     stack.enter_context(closing(sharded.places))
     return sharded
 

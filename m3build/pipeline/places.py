@@ -47,12 +47,13 @@ class Places:
         )
 
     def add(self, shard: int, ids: Iterable[bytes]) -> int:
-        """Record the rows of a shard in order; returns how many of the ids were new."""
+        """Record the rows of a shard, whose ids differ; returns how many of the ids were new."""
         before = self._db.total_changes
         self._db.execute("BEGIN")
         self._db.executemany(
             "INSERT OR IGNORE INTO places VALUES (?, ?, ?)",
-            ((key, shard, row) for row, key in enumerate(ids)),
+            # Each id of a shard is there once, and in order they fill the table's pages one by one.
+            sorted((key, shard, row) for row, key in enumerate(ids)),
         )
         self._db.execute("COMMIT")
         return self._db.total_changes - before

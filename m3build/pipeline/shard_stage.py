@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from m3build.corpus import IdRegistry
 from m3build.pipeline.places import Places
 from m3build.pipeline.sharder import Shard, cut_shards
-from m3build.progress import Progress
 from m3build.records import Chunk, Reject
 from m3build_formats.data_directory import FileTarget
 from m3build_formats.manifest import FileEntry
@@ -70,13 +68,12 @@ def shard_corpus(
     on_reject: Callable[[Reject], None],
     target: FileTarget,
     scratch: Path,
-    total: int,
-    progress: Progress,
+    tell: Callable[[int], None] = lambda documents: None,
 ) -> ShardedCorpus:
     """Cut ``documents`` (canonical order) into shards and write each one's documents and chunks.
 
     ``near_duplicate(id, text)`` says which chunks to leave out. A document whose id was given before becomes
-    a reject.
+    a reject. ``tell`` hears how many documents more are done.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     places = Places(scratch / "places.sqlite")
@@ -95,7 +92,7 @@ def shard_corpus(
         on_reject(reject)
 
     shards: list[StagedShard] = []
-    with progress.stage("shard", total, "documents") as stage, IdRegistry() as registry:
+    with IdRegistry() as registry:
         admitted = _admit(documents, registry, refuse, counts)
         for number, shard in enumerate(cut_shards(admitted, minimum, leave_out if near_duplicate else None)):
             shards.append(_write(number, shard, target, scratch))
@@ -103,7 +100,7 @@ def shard_corpus(
             counts["occurrences"] += shard.occurrences
             counts["chunks"] += len(shard.rows)
             counts["tokens"] += sum(len(row.chunk.token_ends) for row in shard.rows.values())
-            stage.advance(sum(part == 0 for _, _, part in shard.documents))
+            tell(sum(part == 0 for _, _, part in shard.documents))
     counts["duplicates"] = counts["occurrences"] - counts["distinct"]
     return ShardedCorpus(tuple(shards), places, dict(counts), tuple(rejects))
 
@@ -145,7 +142,7 @@ def _write(number: int, shard: Shard, target: FileTarget, scratch: Path) -> Stag
     lengths = [len(row.chunk.token_ids) for row in rows]
     bounds = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
-    ids = np.fromiter(chain.from_iterable(row.chunk.token_ids for row in rows), np.uint32, int(bounds[-1]))
+    ids = np.concatenate([np.asarray(row.chunk.token_ids, np.uint32) for row in rows])
     np.save(_keys(scratch, number), np.frombuffer(b"".join(shard.rows), np.uint8).reshape(-1, 32))
     np.save(_ids(scratch, number), ids)
     np.save(_bounds(scratch, number), bounds)

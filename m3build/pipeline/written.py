@@ -45,11 +45,15 @@ def texts_of_rows(data: Path, entry: FileEntry, rows: Sequence[int]) -> list[str
     with pa.memory_map(str(data / entry.name)) as source:
         file = pa.ipc.open_file(source)
         each = entry.batches.rows if entry.batches else 1
-        found = []
-        for row in rows:
-            batch: Any = file.get_batch(row // each)
-            at = row % each
-            found.append(reference_text(batch.column("title")[at].as_py(), batch.column("text")[at].as_py()))
+        found = [""] * len(rows)
+        wanted = np.asarray(rows, np.int64)
+        for number in np.unique(wanted // each):
+            batch: Any = file.get_batch(int(number))
+            places = np.flatnonzero(wanted // each == number)
+            here = batch.select(["title", "text"]).take(pa.array(wanted[places] % each))
+            titles, texts = here.column("title").to_pylist(), here.column("text").to_pylist()
+            for place, title, text in zip(places.tolist(), titles, texts, strict=True):
+                found[place] = reference_text(title, text)
         return found
 
 

@@ -3,8 +3,9 @@
 A worker that dies or stalls costs only its own task, which another one does. What a second try looks like is
 for the owner of the tasks to say, and when to give up. A worker has stalled when it sent no sign of life for
 ``SILENT_SECONDS``, or when its work has not told for ``STILL_SECONDS`` that it goes on; seconds in which the
-whole machine was suspended do not count. At most two tasks a worker are under way or waiting to be taken, so
-neither tasks nor results pile up.
+whole machine was suspended do not count. A worker has its next task before it has done the last one, so that
+it need not wait while the consumer of results is busy; at most three tasks a worker are under way or waiting
+to be taken, so neither tasks nor results pile up.
 
 Processes are begun with ``subprocess``. An executor of ``concurrent.futures`` breaks as a whole when one
 process dies, and ``multiprocessing`` runs the main module of its caller again in each.
@@ -37,6 +38,9 @@ _READ_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 4096
 # Deaths in a row before any worker was ready: then no worker can run here.
 _MOST_FALSE_STARTS: Final = 3
+# Of the tasks a worker has or has done, one lies in its pipe and one waits for the consumer.
+_TASKS_A_WORKER: Final = 3
+_TASKS_GIVEN: Final = 2
 _ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
 )
@@ -85,12 +89,17 @@ class _Worker:
     log: Path
     unsent: bytearray
     frames: Frames = field(default_factory=Frames)
-    entry: _Entry | None = None
+    # The first is under way, others lie in its pipe.
+    entries: deque[_Entry] = field(default_factory=deque)
     is_ready: bool = False
     at: object = None
     told: int = 0
     silent: float = 0.0
     still: float = 0.0
+
+    def begin_entry(self) -> None:
+        """Another task is under way: nothing is known of it yet."""
+        self.at, self.silent, self.still = None, 0.0, 0.0
 
 
 class WorkerPool(Generic[Task, Result]):
@@ -133,7 +142,7 @@ class WorkerPool(Generic[Task, Result]):
         more = True
         self._looked = time.monotonic()
         while True:
-            while more and given < taken + 2 * self._count:
+            while more and given < taken + _TASKS_A_WORKER * self._count:
                 following = next(numbered, None)
                 if following is None:
                     more = False
@@ -143,23 +152,23 @@ class WorkerPool(Generic[Task, Result]):
             if taken == given:
                 return
             self._hand_out()
-            self._look()
-            while taken in self._ready:
+            self._look(0.0 if taken in self._ready else _LOOK_SECONDS)
+            if taken in self._ready:
                 yield self._ready.pop(taken)
                 taken += 1
 
     def _hand_out(self) -> None:
-        idle = [worker for worker in self._workers if worker.entry is None]
         while self._waiting:
-            if idle:
-                worker = idle.pop()
-            elif len(self._workers) < self._count:
-                worker = self._begin()
-            else:
+            least = min(self._workers, key=lambda worker: len(worker.entries), default=None)
+            if least is None or (least.entries and len(self._workers) < self._count):
+                least = self._begin()
+            if len(least.entries) >= _TASKS_GIVEN:
                 return
-            entry = worker.entry = self._waiting.popleft()
-            worker.at, worker.silent, worker.still = None, 0.0, 0.0
-            self._send(worker, packed(entry.task))
+            entry = self._waiting.popleft()
+            if not least.entries:
+                least.begin_entry()
+            least.entries.append(entry)
+            self._send(least, packed(entry.task))
 
     def _begin(self) -> _Worker:
         self._begun += 1
@@ -198,10 +207,10 @@ class WorkerPool(Generic[Task, Result]):
             self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, worker)  # type: ignore[arg-type]
         worker.unsent += data
 
-    def _look(self) -> None:
-        """Wait a little for what workers do, and take it in."""
+    def _look(self, seconds: float) -> None:
+        """Wait at most so long for what workers do, and take it in."""
         heard: set[int] = set()
-        for key, events in self._selector.select(_LOOK_SECONDS):
+        for key, events in self._selector.select(seconds):
             worker: _Worker = key.data
             if worker not in self._workers:
                 continue
@@ -214,7 +223,7 @@ class WorkerPool(Generic[Task, Result]):
         now = time.monotonic()
         # A machine that slept, or a consumer that took long, says nothing about workers.
         passed, self._looked = min(now - self._looked, 2 * _LOOK_SECONDS), now
-        for worker in [worker for worker in self._workers if worker.entry is not None]:
+        for worker in [worker for worker in self._workers if worker.entries]:
             worker.silent = 0.0 if id(worker) in heard else worker.silent + passed
             worker.still += passed
             if worker.silent > SILENT_SECONDS:
@@ -255,24 +264,23 @@ class WorkerPool(Generic[Task, Result]):
                 error, trace = content
                 error.add_note(f"In a worker process:\n{trace}")
                 raise error
-            elif worker.entry is not None:
-                self._ready[worker.entry.number] = content[0]
-                worker.entry = None
+            elif worker.entries:
+                self._ready[worker.entries.popleft().number] = content[0]
+                worker.begin_entry()
         return bool(data)
 
     def _lost(self, worker: _Worker, stalled: str | None) -> None:
-        entry, was_ready = worker.entry, worker.is_ready
+        entries, was_ready = worker.entries, worker.is_ready
         code = self._end(worker, patient=stalled is None)
         said = _last_line(worker.log)
         how = stalled or _ended(code)
         if not was_ready:
             self._false_starts += 1
-            if self._false_starts >= _MOST_FALSE_STARTS or entry is None:
+            if self._false_starts >= _MOST_FALSE_STARTS or not entries:
                 raise ResourceError(f"worker processes do not start: the last {how}{said}; try --workers 1")
-            self._waiting.appendleft(entry)
-        elif entry is not None:
-            entry.task = self._again(entry.task, Death(f"{how}{said}", worker.at))
-            self._waiting.appendleft(entry)
+        elif entries:
+            entries[0].task = self._again(entries[0].task, Death(f"{how}{said}", worker.at))
+        self._waiting.extendleft(reversed(entries))
 
     def _end(self, worker: _Worker, patient: bool = False) -> int:
         """End a process if it has not; its exit code."""

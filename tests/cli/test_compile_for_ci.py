@@ -81,7 +81,7 @@ def test_progress_as_json_has_every_stage_with_counts_and_rejects(
     assert compiled(tmp_path, tiny_llama, "--progress", "json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     stages = [line for line in lines if line["event"] == "stage"]
-    assert [line["stage"] for line in stages if line["state"] == "begun"][:3] == ["look", "chunk", "shard"]
+    assert [line["stage"] for line in stages if line["state"] == "begun"][:3] == ["look", "chunk", "sample"]
     ended = {line["stage"]: line for line in stages if line["state"] == "done"}
     assert ended["encode"]["done"] == ended["encode"]["total"] > 0
     assert ended["encode"]["unit"] == "references"

@@ -25,7 +25,7 @@ def test_a_stopped_build_says_how_to_go_on_and_then_goes_on(
     arguments = ["compile", str(source), "-o", str(bank), "--model", str(tiny_llama), "--codec", "SQ8"]
     command = Command([*arguments, "--progress", "lines"], Surroundings(tmp_path), tmp_path)
     # Most of the work is still to be done then, so that the build is not done before it hears of the signal.
-    while "shard:" not in command.errors:
+    while "chunk:" not in command.errors:
         assert command.runs, command.errors
         time.sleep(0.005)
     command.send(number)

@@ -33,6 +33,7 @@ NAMES = (*BANKS, *SOURCES)
 GROUPS = {"banks": BANKS, "sources": SOURCES, "all": NAMES}
 WORKER = HERE / "worker.py"
 PATIENCE_SECONDS = 120
+LOOK_SECONDS = 0.05
 MOST_FINDINGS = 20
 
 
@@ -93,14 +94,16 @@ def _run(command: list[str], notes: Path, log: Path) -> int:
         # A worker that ends suddenly leaves its files where they go with ours.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        seen, since = (b"", b""), time.monotonic()
+        # What passes is counted, not read from a clock: this process may be stopped too.
+        seen, passed = (b"", b""), 0.0
         while process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(LOOK_SECONDS)
+            passed += LOOK_SECONDS
             with notes.open("rb") as file:
                 now = (file.read(8), _work_of(process.pid))
             if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > PATIENCE_SECONDS:
+                seen, passed = now, 0.0
+            elif passed > PATIENCE_SECONDS:
                 process.kill()
         return process.wait()
 

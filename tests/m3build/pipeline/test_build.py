@@ -369,7 +369,7 @@ def test_a_codec_of_another_bank_is_refused_where_the_bank_has_its_own(
 def test_options_that_cannot_work_are_refused_before_anything_is_read(
     wrong: dict[str, Any], corpus: Path, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "chunk_corpus", lambda *_: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(build_module, "CorpusReading", lambda *_: pytest.fail("the corpus was read"))
     with pytest.raises(UsageError):
         build(corpus, tmp_path / "bank", tiny_llama, **wrong)
 

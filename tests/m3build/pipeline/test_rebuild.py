@@ -83,7 +83,7 @@ def test_unchanged_sources_are_not_read_and_no_model_is_loaded(
     # The copy has other times; sources are 13 files, the model's directory has some too.
     assert 0 < read <= looked
     monkeypatch.setattr(build_module, "_load", lambda *_: pytest.fail("the model was loaded"))
-    monkeypatch.setattr(build_module, "chunk_corpus", lambda *_: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(build_module, "CorpusReading", lambda *_: pytest.fail("the corpus was read"))
     second = again(place, tiny_llama)
     assert read_of(second) == (looked, 0)
     assert not second.changed

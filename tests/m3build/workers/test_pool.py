@@ -113,7 +113,7 @@ def test_tasks_are_taken_as_they_are_needed(tmp_path: Path) -> None:
         results = opened.results(orders())
         for number in range(20):
             assert next(results) == number
-            assert taken <= number + 1 + 2 * 2
+            assert taken <= number + 1 + 3 * 2
 
 
 BUILD = """
