@@ -7,13 +7,10 @@ then the bank is what it was.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,16 +31,17 @@ from m3build.pipeline.drift import measure_drift
 from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
 from m3build.pipeline.libraries import library_versions
-from m3build.pipeline.memory_stage import MemoryWriter, OldMemories, finished_memories, memories_of
+from m3build.pipeline.memory_stage import MemoryWriter
 from m3build.pipeline.notes import codec_note, exclusion_notes
 from m3build.pipeline.pieces import keep_pieces
-from m3build.pipeline.places import Places
 from m3build.pipeline.result import CompileResult
-from m3build.pipeline.retrieval_stage import PreparedRetrieval, check_retrieval, prepare_retrieval
+from m3build.pipeline.retrieval_stage import check_retrieval, prepare_retrieval
 from m3build.pipeline.settings import shape_request, source_options
+from m3build.pipeline.shard_files import memories_to_copy, write_shards
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.unchanged import RECORD, is_asked_to_build, nothing_to_do, take_down
-from m3build.pipeline.vector_stage import ShardVectors, VectorWriter, index_recall
+from m3build.pipeline.vector_stage import index_recall
+from m3build.pipeline.version_facts import chunk_shape, cold_counts, counts_of, is_same, memory_facts
 from m3build.pipeline.watch import Watch
 from m3build.progress import Progress, Silent
 from m3build.records import Reject
@@ -51,7 +49,7 @@ from m3build.workers import default_workers
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
 from m3build_formats.errors import CorruptError, InputError, MismatchError, UsageError
-from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, ShardEntry, VersionContents
+from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, VersionContents
 from m3build_formats.rejects_file import RejectRow, write_rejects
 
 STANDARD_INPUT = "-"
@@ -112,7 +110,7 @@ def compile_bank(
             found,
             source_options(settings),
             chunker,
-            _chunk_shape(model, chunker),
+            chunk_shape(model, chunker),
             limit,
             build / "pieces",
             ledger,
@@ -131,7 +129,7 @@ def compile_bank(
             )
         stack.enter_context(closing(sharded.places))
         corpus = reading.finished()
-        counts = _counts(corpus, sharded)
+        counts = counts_of(corpus, sharded)
         # Ids that were given twice show only when all ranges are brought together.
         reading.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
         if not counts["chunks"]:
@@ -170,7 +168,7 @@ def compile_bank(
             encode = stack.enter_context(codec.row_encoder(model, run.batch_tokens))
         # Whoever builds anew with text only wants to be rid of the memories.
         stored = None if settings.text_only and run.rebuild else old
-        copied = _old_memories(stored, key, encode is not None, writer, ledger, stack)
+        copied = memories_to_copy(stored, key, encode is not None, writer, ledger, stack)
         memories = MemoryWriter(
             encode,
             codec.row_bytes,
@@ -182,7 +180,7 @@ def compile_bank(
             build / "shards",
             ledger,
         )
-        shards, vectors = _write_shards(sharded, memories, retrieval, old, writer, ledger, workers, watch)
+        shards, vectors = write_shards(sharded, memories, retrieval, old, writer, ledger, workers, watch)
         drift = None
         if memories.encodes:
             drift = measure_drift(
@@ -200,7 +198,7 @@ def compile_bank(
             )
         contents = VersionContents(
             operation="compile",
-            counts={**counts, "excluded": matched.total(), **_cold(memories)},
+            counts={**counts, "excluded": matched.total(), **cold_counts(memories)},
             sources={"settings": settings.to_json(), "files": len(files)},
             chunker={
                 **chunker.describe(),
@@ -208,7 +206,7 @@ def compile_bank(
                 "shard_chunks": settings.shard_chunks,
             },
             model=model_facts,
-            memory=_memory_facts(model),
+            memory=memory_facts(model),
             codec=codec.facts,
             embedder=retrieval.embedder.facts(),
             index={
@@ -235,7 +233,7 @@ def compile_bank(
             ),
         )
         # An evaluation stays with what it describes. One that is damaged cannot be made anew, and goes.
-        changed = old is None or not (_same(old, contents) and _sound(old.files.eval, writer))
+        changed = old is None or not (is_same(old, contents) and _sound(old.files.eval, writer))
         manifest = writer.commit(contents, old) if changed or old is None else old
         # Files of the version there was that this build found missing or damaged, and wrote.
         repaired = sorted(writer.data.written & set(old.all_files())) if old is not None else []
@@ -330,97 +328,6 @@ def _refuse_other_file(option: str, given: str | None, old: FileEntry | None, ne
         )
 
 
-def _chunk_shape(model: LoadedModel, chunker: Chunker) -> dict[str, Any]:
-    tokenizer: str = model.tokenizer.backend_tokenizer.to_str()
-    return {"tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(), "chunker": chunker.describe()}
-
-
-def _counts(corpus: ChunkedCorpus, sharded: ShardedCorpus) -> dict[str, int]:
-    read, cut = corpus.counts, sharded.counts
-    return {
-        "documents": cut.get("documents", 0),
-        "chunks": cut.get("chunks", 0),
-        "tokens": cut.get("tokens", 0),
-        "characters": cut.get("characters", 0),
-        "duplicates": cut["duplicates"],
-        "near_duplicates": cut.get("near_duplicates", 0),
-        "empty_documents": read.get("empty_documents", 0),
-        "rejects": read.get("rejects", 0) + cut.get("rejects", 0),
-        "unsupported_files": read.get("unsupported_files", 0),
-    }
-
-
-def _cold(memories: MemoryWriter) -> dict[str, int]:
-    """How many rows have no memory yet, where there are any."""
-    return {"cold": memories.counts["cold"]} if memories.counts["cold"] else {}
-
-
-def _memory_facts(model: LoadedModel) -> dict[str, Any]:
-    record = model.shape.record()
-    record["memory_heads"] = [list(model.shape.heads_of(layer)) for layer in model.shape.memory_layers]
-    return record
-
-
-def _old_memories(
-    old: Manifest | None, key: str, encodes: bool, writer: BankWriter, ledger: Ledger, stack: ExitStack
-) -> OldMemories | None:
-    """What may be copied: of the current version if its code key is this build's, and of stopped builds; None
-    where there is nothing."""
-    places = stack.enter_context(closing(Places(writer.build_directory / "old-places.sqlite")))
-    stored = memories_of(old) if old is not None and old.code_key == key else ()
-    # A build of text only is what it is without what a stopped one had encoded.
-    finished = finished_memories(ledger, key) if encodes else ()
-    memories = OldMemories(chain(stored, finished), places, writer.data)
-    return memories if len(memories) else None
-
-
-def _write_shards(
-    sharded: ShardedCorpus,
-    memories: MemoryWriter,
-    retrieval: PreparedRetrieval,
-    old: Manifest | None,
-    writer: BankWriter,
-    ledger: Ledger,
-    workers: int,
-    watch: Watch,
-) -> tuple[list[ShardEntry], list[ShardVectors]]:
-    rows = sum(shard.rows for shard in sharded.shards)
-    same_embedder = (
-        old is not None
-        and old.files.embedder is not None
-        and old.files.embedder.sha256 == retrieval.file.sha256
-    )
-    vectors_writer = VectorWriter(
-        retrieval.embedder,
-        retrieval.state,
-        {"embedder": retrieval.file.sha256},
-        {s.chunks.sha256: ShardVectors(s.embeddings, s.index) for s in old.shards}
-        if old and same_embedder
-        else {},
-        writer.data,
-        ledger,
-        writer.build_directory,
-        workers,
-    )
-    with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
-        written = [memories.write(shard, stage) for shard in sharded.shards]
-    with watch.stage("embed", rows, "chunks") as stage:
-        vectors = vectors_writer.write_all(sharded.shards, stage)
-    entries = [
-        ShardEntry(
-            rows=shard.rows,
-            documents=shard.document_rows,
-            chunks=shard.chunks,
-            documents_file=shard.documents,
-            memories=memory,
-            embeddings=vector.embeddings,
-            index=vector.index,
-        )
-        for shard, memory, vector in zip(sharded.shards, written, vectors, strict=True)
-    ]
-    return entries, vectors
-
-
 def _write_rejects(
     corpus: ChunkedCorpus, sharded: ShardedCorpus, ledger: Ledger, writer: BankWriter
 ) -> FileEntry | None:
@@ -435,26 +342,3 @@ def _write_rejects(
 
 def _sound(file: FileEntry | None, writer: BankWriter) -> bool:
     return file is None or writer.data.is_sound(file)
-
-
-def _same(old: Manifest, new: VersionContents) -> bool:
-    """Whether the sources and options gave the version that is there already; library versions alone make no
-    new one, and what was measured of it since does not count.
-    """
-
-    def shaped(version: VersionContents) -> tuple[object, ...]:
-        return (
-            version.counts,
-            version.sources,
-            version.chunker,
-            version.model,
-            version.memory,
-            version.codec,
-            version.embedder,
-            version.index,
-            version.code_key,
-            version.shards,
-            replace(version.files, eval=None),
-        )
-
-    return shaped(old.contents) == shaped(new)

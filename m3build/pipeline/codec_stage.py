@@ -134,7 +134,7 @@ def prepare_codec(
             )
         progress.note("the bank's codec file is missing or damaged: training it again")
     elif settings.text_only:
-        return unquantized(model.shape, settings.codec_scope)
+        return unquantized(model.shape, settings.codec_scope, asked_codec(settings.codec, model.directory))
     made = _trained(settings, run, model, fingerprint, sharded, data, ledger, progress)
     if old is None:
         return made
@@ -237,11 +237,12 @@ def codec_is_open(manifest: Manifest) -> bool:
     )
 
 
-def unquantized(shape: MemoryShape, codec_scope: str) -> PreparedCodec:
-    """The codec ``none``."""
+def unquantized(shape: MemoryShape, codec_scope: str, wanted: str) -> PreparedCodec:
+    """The codec ``none`` of a bank that is to have the codec ``wanted`` once memories are there."""
     scope: Scope = codec_scope  # type: ignore[assignment]
     codec = Codec(CodecSpec(), scope, shape.heads, shape.head_dim, shape.sparse_tokens, {})
-    return PreparedCodec(codec, None, {**codec.facts(), "key_error": None, "value_error": None})
+    facts = {**codec.facts(), "key_error": None, "value_error": None, "wanted": wanted}
+    return PreparedCodec(codec, None, facts)
 
 
 def check_codec(settings: Settings, run: RunOptions, model: LoadedModel) -> None:

@@ -54,7 +54,7 @@ def train_on_memories(
             f"codec {text}: {len(memories)} references are too few to train on; memories are stored "
             "unquantized (none) until the bank is compiled with --warm"
         )
-        return unquantized(model.shape, scope)
+        return unquantized(model.shape, scope, text)
     held_out = min(HELD_OUT_REFERENCES, len(memories) // HELD_OUT_SHARE)
     resolved = spec_for(text, scope, model, len(memories) - held_out)
     for warning in resolved.warnings:
@@ -79,10 +79,12 @@ def train_on_memories(
 
 
 def _asked(manifest: Manifest) -> tuple[str, Scope]:
+    """Codec string or preset, and scope. The build knew the model's directory, and with it what ``auto`` is
+    to this model; who has a model in memory does not."""
     settings = manifest.sources.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     scope: Scope = settings["codec_scope"] if settings.get("codec_scope") in get_args(Scope) else "kind"
-    return str(settings.get("codec", "auto")), scope
+    return str(manifest.codec.get("wanted", settings.get("codec", "auto"))), scope
 
 
 def _sample(model: LoadedModel, memories: Sequence[WarmMemory]) -> Sample:

@@ -300,6 +300,27 @@ class TestTheCodec:
         assert result.manifest.files.codec == first.files.codec
         assert any("--retrain" in note for note in result.notes)
 
+    def test_auto_is_what_it_was_to_the_build_whoever_writes_the_first_memories(
+        self, corpus: Path, tiny_llama: Path, tmp_path: Path, live: Any
+    ) -> None:
+        model, path = tmp_path / "model", tmp_path / "bank"
+        shutil.copytree(tiny_llama, model)
+        (model / "memory3.json").write_text('{"codec": "PQ4x4"}', encoding="utf-8")
+        build(corpus, path, model, dtype="float32", text_only=True, codec="auto")
+        assert (read_manifest(path).codec["spec"], read_manifest(path).codec["wanted"]) == ("none", "PQ4x4")
+        with open_bank(path) as opened:
+            # Too few to train on at first, which changes nothing about what is wanted.
+            persist(path, opened, live, encode(opened, live, PLACES))
+            assert read_manifest(path).codec["wanted"] == "PQ4x4"
+        assert not build(corpus, path, model).changed
+        build(corpus, tmp_path / "other", model, dtype="float32", text_only=True, codec="auto")
+        with open_bank(tmp_path / "other") as opened:
+            places = [(number, row) for number in range(1, 10) for row in range(8)]
+            persist(tmp_path / "other", opened, live, encode(opened, live, places))
+        codec = read_manifest(tmp_path / "other").codec
+        assert codec["spec"] == "PQ4x4"
+        assert "wanted" not in codec
+
     def test_too_few_for_one_are_stored_unquantized_until_the_bank_is_warmed(
         self, corpus: Path, tiny_llama: Path, tmp_path: Path, live: Any, quantized: Path
     ) -> None:

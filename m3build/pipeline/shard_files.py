@@ -1,0 +1,77 @@
+"""The files of every shard: memories, then embeddings and index parts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from itertools import chain
+
+from m3build.pipeline.ledger import Ledger
+from m3build.pipeline.memory_stage import MemoryWriter, OldMemories, finished_memories, memories_of
+from m3build.pipeline.places import Places
+from m3build.pipeline.retrieval_stage import PreparedRetrieval
+from m3build.pipeline.shard_stage import ShardedCorpus
+from m3build.pipeline.vector_stage import ShardVectors, VectorWriter
+from m3build.pipeline.watch import Watch
+from m3build_formats.commit import BankWriter
+from m3build_formats.manifest import Manifest, ShardEntry
+
+
+def memories_to_copy(
+    old: Manifest | None, key: str, encodes: bool, writer: BankWriter, ledger: Ledger, stack: ExitStack
+) -> OldMemories | None:
+    """What may be copied: of the current version if its code key is this build's, and of stopped builds; None
+    where there is nothing."""
+    places = stack.enter_context(closing(Places(writer.build_directory / "old-places.sqlite")))
+    stored = memories_of(old) if old is not None and old.code_key == key else ()
+    # A build of text only is what it is without what a stopped one had encoded.
+    finished = finished_memories(ledger, key) if encodes else ()
+    memories = OldMemories(chain(stored, finished), places, writer.data)
+    return memories if len(memories) else None
+
+
+def write_shards(
+    sharded: ShardedCorpus,
+    memories: MemoryWriter,
+    retrieval: PreparedRetrieval,
+    old: Manifest | None,
+    writer: BankWriter,
+    ledger: Ledger,
+    workers: int,
+    watch: Watch,
+) -> tuple[list[ShardEntry], list[ShardVectors]]:
+    """Write what is not there yet; the entries of the shards, and their vectors, in canonical order."""
+    rows = sum(shard.rows for shard in sharded.shards)
+    same_embedder = (
+        old is not None
+        and old.files.embedder is not None
+        and old.files.embedder.sha256 == retrieval.file.sha256
+    )
+    vectors_writer = VectorWriter(
+        retrieval.embedder,
+        retrieval.state,
+        {"embedder": retrieval.file.sha256},
+        {s.chunks.sha256: ShardVectors(s.embeddings, s.index) for s in old.shards}
+        if old and same_embedder
+        else {},
+        writer.data,
+        ledger,
+        writer.build_directory,
+        workers,
+    )
+    with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
+        written = [memories.write(shard, stage) for shard in sharded.shards]
+    with watch.stage("embed", rows, "chunks") as stage:
+        vectors = vectors_writer.write_all(sharded.shards, stage)
+    entries = [
+        ShardEntry(
+            rows=shard.rows,
+            documents=shard.document_rows,
+            chunks=shard.chunks,
+            documents_file=shard.documents,
+            memories=memory,
+            embeddings=vector.embeddings,
+            index=vector.index,
+        )
+        for shard, memory, vector in zip(sharded.shards, written, vectors, strict=True)
+    ]
+    return entries, vectors
