@@ -18,7 +18,7 @@ Design choices:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ PROBE_NEIGHBOURS = 10
 PROBE_QUERIES = 256
 _MAX_DIM = 65_536
 _KMEANS_ITERATIONS = 10
-_SCORED_ROWS = 4096
+_BLOCK_ROWS = 1024
 
 Floats = npt.NDArray[np.float32]
 
@@ -136,7 +136,6 @@ def train(
         raise UsageError(f"index {chosen}: {dim} dimensions cannot be divided into {chosen.m} equal parts")
     sample = sample[: sample_size(chosen)]
     chosen = _shrink(chosen, len(sample))
-    data = sample.astype(np.float32)
     centroids, tables = np.zeros((0, dim), np.float32), np.zeros(0, np.float32)
     with one_thread():
         if chosen.lists:
@@ -144,24 +143,31 @@ def train(
             clustering.niter = _KMEANS_ITERATIONS
             clustering.spherical = True
             clustering.min_points_per_centroid = 1
-            clustering.max_points_per_centroid = max(1, len(data))
-            clustering.train(data, faiss.IndexFlatIP(dim))
+            clustering.max_points_per_centroid = max(1, len(sample))
+            # Vectors stay float16 but for the block in work.
+            clustering.decode_block_size = _BLOCK_ROWS
+            halves = np.ascontiguousarray(sample).view(np.uint8)
+            stored = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
+            clustering.train_encoded(halves, stored, faiss.IndexFlatIP(dim))
             centroids = faiss.vector_to_array(clustering.centroids).reshape(chosen.lists, dim).copy()
         if chosen.storage == "SQ8":
             scalar = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit)
-            scalar.train(data)
+            scalar.train(sample.astype(np.float32))
             tables = faiss.vector_to_array(scalar.trained).copy()
         elif chosen.storage == "PQ":
             product = faiss.ProductQuantizer(dim, chosen.m, PQ_BITS)
-            product.train(data)
+            product.train(sample.astype(np.float32))
             tables = faiss.vector_to_array(product.centroids).copy()
     state = IndexState(chosen, dim, chosen.lists, centroids, tables)
     if not chosen.lists:
         return state
     if queries is None:
-        held_out = min(PROBE_QUERIES, len(data) // 4)
-        data, queries = data[:-held_out], data[-held_out:]
-    return replace(state, probes=_choose_probes(state, data, queries[:PROBE_QUERIES], probe_recall))
+        held_out = min(PROBE_QUERIES, len(sample) // 4)
+        sample, queries = (
+            sample[: len(sample) - held_out],
+            sample[len(sample) - held_out :].astype(np.float32),
+        )
+    return replace(state, probes=_choose_probes(state, sample, queries[:PROBE_QUERIES], probe_recall))
 
 
 def empty_index(state: IndexState) -> Any:
@@ -217,46 +223,40 @@ def _shrink(spec: IndexSpec, sample: int) -> IndexSpec:
     return replace(spec, lists=min(spec.lists, sample // 4))
 
 
-def _choose_probes(state: IndexState, data: Floats, queries: Floats, wanted: float) -> int:
+def _choose_probes(state: IndexState, sample: npt.NDArray[np.float16], queries: Floats, wanted: float) -> int:
     """The smallest power of two of probed lists that finds ``wanted`` of the nearest sample vectors; all
     lists if none does."""
-    faiss = load_faiss()
-
-    neighbours = min(PROBE_NEIGHBOURS, len(data))
+    neighbours = min(PROBE_NEIGHBOURS, len(sample))
     if not len(queries):
         return state.spec.lists
-    true_scores = _best_scores(data, queries, neighbours)
-    with one_thread():
-        # The sample came as float16, so this holds it without loss at half the memory.
-        plain = faiss.IndexIVFScalarQuantizer(
-            coarse_index(state),
-            state.dim,
-            state.spec.lists,
-            faiss.ScalarQuantizer.QT_fp16,
-            faiss.METRIC_INNER_PRODUCT,
-            False,
-        )
-        plain.is_trained = True
-        plain.add(data)
-        probes = 1
-        while probes < state.spec.lists:
-            plain.nprobe = probes
-            scores, _ = plain.search(queries, neighbours)
-            # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
-            # rounding of a sum.
-            margin = 1e-5 * np.abs(true_scores[:, -1:])
-            if float((scores >= true_scores[:, -1:] - margin).mean()) >= wanted:
-                return probes
-            probes *= 2
-    return state.spec.lists
-
-
-def _best_scores(data: Floats, queries: Floats, count: int) -> Floats:
-    """The ``count`` largest inner products of each query with the rows of ``data``, falling; a block at a
-    time.
-    """
+    coarse = coarse_index(state)
+    lists = np.empty(len(sample), np.int64)
     best = np.zeros((len(queries), 0), np.float32)
-    for first in range(0, len(data), _SCORED_ROWS):
-        scores = queries @ data[first : first + _SCORED_ROWS].T
-        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, :count]
-    return best
+    near = np.zeros((len(queries), state.spec.lists), np.int64)
+    with one_thread():
+        for first, block in _blocks(sample):
+            lists[first : first + len(block)] = coarse.search(block, 1)[1][:, 0]
+            scores = np.concatenate([best, queries @ block.T], axis=1)
+            best = (
+                np.partition(scores, -neighbours)[:, -neighbours:] if scores.shape[1] > neighbours else scores
+            )
+        # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
+        # rounding of a sum.
+        worst = best.min(axis=1, keepdims=True)
+        least = worst - 1e-5 * np.abs(worst)
+        for first, block in _blocks(sample):
+            query, row = np.nonzero(queries @ block.T >= least)
+            np.add.at(near, (query, lists[first + row]), 1)
+        _, order = coarse.search(queries, state.spec.lists)
+    found = np.minimum(np.take_along_axis(near, order, 1).cumsum(axis=1), neighbours) / neighbours
+    probes = 1
+    while probes < state.spec.lists and float(found[:, probes - 1].mean()) < wanted:
+        probes *= 2
+    return min(probes, state.spec.lists)
+
+
+def _blocks(sample: npt.NDArray[np.float16]) -> Iterator[tuple[int, Floats]]:
+    """Where each block of a sample begins, and the block as float32: a whole sample would be tens of
+    megabytes."""
+    for first in range(0, len(sample), _BLOCK_ROWS):
+        yield first, sample[first : first + _BLOCK_ROWS].astype(np.float32)

@@ -30,7 +30,7 @@ from m3build.model import LoadedModel, MemoryShape
 from m3build.model.memory3_file import asked_codec
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.memory_stage import Encode
-from m3build.pipeline.places import Place, by_shard
+from m3build.pipeline.places import Drawn, by_shard
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.plan import memory_plan, model_shape, write_flops
 from m3build.progress import Progress
@@ -311,7 +311,10 @@ def _vectors(shape: MemoryShape) -> int:
 
 
 def _digest(sharded: ShardedCorpus, count: int) -> str:
-    return hashlib.sha256(b"".join(key for key, _, _ in sharded.places.smallest(count))).hexdigest()
+    digest = hashlib.sha256()
+    for key in sharded.places.smallest_ids(count):
+        digest.update(key)
+    return digest.hexdigest()
 
 
 def _arrays_of(data: DataDirectory, entry: FileEntry | None) -> dict[str, NDArray[Any]]:
@@ -325,11 +328,11 @@ def _arrays_of(data: DataDirectory, entry: FileEntry | None) -> dict[str, NDArra
 def encode_sample(
     model: LoadedModel,
     sharded: ShardedCorpus,
-    drawn: Sequence[Place],
+    drawn: Drawn,
     batch_tokens: int,
     queries: int = 0,
 ) -> Sample:
-    """Memories of the references at ``drawn`` (id, shard, row), in that order, with ``queries`` of each."""
+    """Memories of the references that were drawn, in that order, with ``queries`` of each."""
     shape = model.shape
     heads, slots, dim = len(shape.heads), shape.sparse_tokens, shape.head_dim
     group = shape.query_heads // shape.kv_heads

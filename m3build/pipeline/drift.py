@@ -46,7 +46,7 @@ from m3build.pipeline.codec_stage import (
 )
 from m3build.pipeline.drift_report import JUDGED_REFERENCES, Drift, Figure
 from m3build.pipeline.memory_stage import OldMemories
-from m3build.pipeline.places import Place, by_shard
+from m3build.pipeline.places import Drawn, Place, by_shard
 from m3build.pipeline.retrieval_stage import PreparedRetrieval
 from m3build.pipeline.shard_stage import ShardedCorpus, StagedShard
 from m3build.pipeline.written import texts_of_rows
@@ -84,7 +84,7 @@ def measure_drift(
     if not keeps_codec and not isinstance(embedder, LexicalEmbedder):
         return None
     drawn, count = draw_new(kept, stored, code_key, sharded)
-    if not drawn:
+    if not len(drawn):
         return None
     figures: list[Figure] = []
     with progress.stage("drift", len(drawn), "references") as stage:
@@ -101,7 +101,7 @@ def measure_drift(
 
 def draw_new(
     kept: Manifest, stored: OldMemories | None, code_key: str, sharded: ShardedCorpus
-) -> tuple[list[Place], int]:
+) -> tuple[Drawn, int]:
     """The new references with the smallest ids, ascending, and how many new ones there are.
 
     New is what the version ``kept`` has no memory of, so that a build which was stopped on the way draws as
@@ -124,7 +124,8 @@ def draw_new(
                     yield place
 
     smallest = heapq.nsmallest(HELD_OUT_REFERENCES, new())
-    return smallest[: max(JUDGED_REFERENCES, count // HELD_OUT_SHARE)], count
+    drawn = smallest[: max(JUDGED_REFERENCES, count // HELD_OUT_SHARE)]
+    return np.array([place[1:] for place in drawn], np.int32).reshape(-1, 2), count
 
 
 def _first_here(shard: StagedShard, sharded: ShardedCorpus) -> Iterator[Place]:
@@ -139,7 +140,7 @@ def _codec_figures(
     model: LoadedModel,
     batch_tokens: int,
     sharded: ShardedCorpus,
-    drawn: Sequence[Place],
+    drawn: Drawn,
 ) -> list[Figure]:
     sample = encode_sample(model, sharded, drawn, batch_tokens, ERROR_QUERIES)
     codes = codes_of(codec.codec, sample)
@@ -158,7 +159,7 @@ def _codec_figures(
 
 
 def _embedder_figure(
-    embedder: LexicalEmbedder, sharded: ShardedCorpus, data: DataDirectory, drawn: Sequence[Place]
+    embedder: LexicalEmbedder, sharded: ShardedCorpus, data: DataDirectory, drawn: Drawn
 ) -> Figure:
     texts = [""] * len(drawn)
     for shard, rows, places in by_shard(drawn):

@@ -9,10 +9,13 @@ of references alone, not on their order.
 from __future__ import annotations
 
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Full from some 80,000 references on, so that larger corpora take no more; the system caches the file anyway.
 _CACHE_KIB: Final = 4 * 1024
@@ -21,16 +24,19 @@ _CACHE_KIB: Final = 4 * 1024
 Place = tuple[bytes, int, int]
 """Id, shard and row of a reference."""
 
+Drawn = NDArray[np.int32]
+"""References that were drawn, (n, 2): the shard and the row of each, in the order of their ids. As tuples a
+draw of 131,072 would be most of what a build holds."""
 
-def by_shard(drawn: Iterable[Place]) -> Iterator[tuple[int, list[int], list[int]]]:
+
+def by_shard(drawn: Drawn) -> Iterator[tuple[int, list[int], list[int]]]:
     """References that were drawn, a shard at a time, ascending: the shard, the rows there, ascending too, and
     where in ``drawn`` each stands."""
-    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for at, (_, shard, row) in enumerate(drawn):
-        found[shard].append((row, at))
-    for shard, pairs in sorted(found.items()):
-        rows, places = zip(*sorted(pairs), strict=True)
-        yield shard, list(rows), list(places)
+    order = np.lexsort((drawn[:, 1], drawn[:, 0]))
+    shards, begins = np.unique(drawn[order, 0], return_index=True)
+    # Of no places, split makes one part nevertheless.
+    for shard, places in zip(shards.tolist(), np.split(order, begins[1:]), strict=False):
+        yield shard, drawn[places, 1].tolist(), places.tolist()
 
 
 class Places:
@@ -73,11 +79,16 @@ class Places:
         ).fetchone()
         return found
 
-    def smallest(self, count: int, skip: int = 0) -> list[Place]:
-        """``count`` ids with shard and row, after the ``skip`` smallest: a uniform draw by hash."""
-        return self._db.execute(
-            "SELECT id, shard, row FROM places ORDER BY id LIMIT ? OFFSET ?", (count, skip)
-        ).fetchall()
+    def smallest(self, count: int, skip: int = 0) -> Drawn:
+        """Where ``count`` references stand, after the ``skip`` with the smallest ids: a uniform draw by
+        hash."""
+        found = self._db.execute("SELECT shard, row FROM places ORDER BY id LIMIT ? OFFSET ?", (count, skip))
+        return np.fromiter(chain.from_iterable(found), np.int32).reshape(-1, 2)
+
+    def smallest_ids(self, count: int) -> Iterator[bytes]:
+        """The ``count`` smallest ids, ascending."""
+        for (key,) in self._db.execute("SELECT id FROM places ORDER BY id LIMIT ?", (count,)):
+            yield key
 
     def __len__(self) -> int:
         count: int = self._db.execute("SELECT count(*) FROM places").fetchone()[0]

@@ -6,7 +6,9 @@ import hashlib
 import random
 from pathlib import Path
 
-from m3build.pipeline.places import Places
+import numpy as np
+
+from m3build.pipeline.places import Places, by_shard
 
 
 def keys(count: int) -> list[bytes]:
@@ -28,11 +30,17 @@ def test_a_draw_is_the_same_for_any_order_of_the_corpus(tmp_path: Path) -> None:
     first, second = Places(tmp_path / "a"), Places(tmp_path / "b")
     first.add(0, many)
     second.add(0, shuffled)
-    assert (
-        [k for k, _, _ in first.smallest(40, 10)]
-        == [k for k, _, _ in second.smallest(40, 10)]
-        == sorted(many)[10:50]
-    )
+    assert list(first.smallest_ids(40)) == list(second.smallest_ids(40)) == sorted(many)[:40]
+    for places, order in ((first, many), (second, shuffled)):
+        drawn = places.smallest(40, 10)
+        assert [order[row] for _, row in drawn] == sorted(many)[10:50]
+        assert not drawn[:, 0].any()
+
+
+def test_what_was_drawn_is_given_a_shard_at_a_time_with_its_place_in_the_draw() -> None:
+    drawn = np.array([(2, 7), (0, 3), (2, 1), (0, 9), (5, 0)], np.int32)
+    assert list(by_shard(drawn)) == [(0, [3, 9], [1, 3]), (2, [1, 7], [2, 0]), (5, [0], [4])]
+    assert list(by_shard(drawn[:0])) == []
 
 
 def test_a_table_of_an_earlier_build_is_not_taken_over(tmp_path: Path) -> None:
