@@ -62,6 +62,15 @@ def _act(order: Order, tell: Tell) -> Any:
         for _ in range(int(order.value * 10)):
             time.sleep(0.1)
             tell()
+    if order.what == "meet":
+        mine, other = map(Path, order.value)
+        mine.touch()
+        for _ in range(300):
+            if other.exists():
+                return mine.name
+            time.sleep(0.1)
+            tell()
+        raise InputError(f"{other.name} never came")
     if order.what == "raise":
         raise InputError(f"nothing in {order.value}")
     if order.what == "print":

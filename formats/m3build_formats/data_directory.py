@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -165,6 +165,13 @@ class DataDirectory:
         finally:
             close_quietly(descriptor)
             remove_quietly(temporary, self._descriptor)
+
+    def take_back(self, kept: Collection[str]) -> None:
+        """Remove what this object wrote, but for the names in ``kept``; what cannot be removed stays, for
+        ``gc``."""
+        for name in self.written.difference(kept):
+            remove_quietly(name, self._descriptor)
+        self.written.intersection_update(kept)
 
     def is_sound(self, entry: FileEntry) -> bool:
         """Whether the file of ``entry`` is there with its size and SHA-256 (reads all of it)."""

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse_spec, sample_size
-from m3build_formats.errors import CorruptError, UsageError
+from m3build_formats.errors import CorruptError, InputError, UsageError
 
 METRIC = "inner_product"
 PROBE_RECALL = 0.98
@@ -126,7 +126,7 @@ def train(
     ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32 (q, dim), what searches
     will look like (the last of the sample if None); with IVF the fewest lists (a power of two) are probed
     that find ``probe_recall`` of the true ten nearest sample vectors. Raises UsageError for a spec that is
-    not allowed or does not fit the dimensions.
+    not allowed or does not fit the dimensions, InputError for vectors that are not finite.
     """
     faiss = load_faiss()
 
@@ -144,6 +144,11 @@ def train(
             clustering.spherical = True
             clustering.min_points_per_centroid = 1
             clustering.max_points_per_centroid = max(1, len(sample))
+            if not all(np.isfinite(block).all() for _, block in _blocks(sample)):
+                # FAISS would end the process at the first.
+                raise InputError(
+                    "the embedder gives vectors that are not finite: no index can be trained on them"
+                )
             # Vectors stay float16 but for the block in work.
             clustering.decode_block_size = _BLOCK_ROWS
             halves = np.ascontiguousarray(sample).view(np.uint8)

@@ -48,7 +48,7 @@ from m3build.records import Reject
 from m3build.workers import default_workers
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
-from m3build_formats.errors import CorruptError, InputError, MismatchError, UsageError
+from m3build_formats.errors import CorruptError, InputError, M3Error, MismatchError, UsageError
 from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, VersionContents
 from m3build_formats.rejects_file import RejectRow, write_rejects
 
@@ -118,29 +118,12 @@ def compile_bank(
             workers,
             watch,
         )
-        with closing(reading.documents()) as documents:
-            sharded = shard_corpus(
-                documents,
-                settings.shard_chunks,
-                near.is_duplicate if near else None,
-                reading.gate,
-                writer.data,
-                build / "shards",
-            )
+        try:
+            corpus, sharded, counts = _taken_in(reading, near, settings, run, old, writer)
+        except InputError:
+            _take_back(writer)
+            raise
         stack.enter_context(closing(sharded.places))
-        corpus = reading.finished()
-        counts = counts_of(corpus, sharded)
-        # Ids that were given twice show only when all ranges are brought together.
-        reading.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
-        if not counts["chunks"]:
-            raise InputError(
-                "nothing to compile: the documents hold no text that the tokenizer has tokens for"
-            )
-        if old is not None and not run.allow_shrink and 2 * counts["documents"] < old.counts["documents"]:
-            raise InputError(
-                f"the sources hold {counts['documents']:,} documents, the bank {old.counts['documents']:,}: "
-                "if over half of them are really gone, say --allow-shrink"
-            )
         codec = prepare_codec(
             settings,
             run,
@@ -260,6 +243,54 @@ def compile_bank(
         seconds=watch.seconds,
         drift=drift,
     )
+
+
+def _taken_in(
+    reading: CorpusReading,
+    near: NearDuplicates | None,
+    settings: Settings,
+    run: RunOptions,
+    old: Manifest | None,
+    writer: BankWriter,
+) -> tuple[ChunkedCorpus, ShardedCorpus, dict[str, int]]:
+    """Read and shard the corpus. Raises InputError where it is not one to make a version of."""
+    with closing(reading.documents()) as documents:
+        sharded = shard_corpus(
+            documents,
+            settings.shard_chunks,
+            near.is_duplicate if near else None,
+            reading.gate,
+            writer.data,
+            writer.build_directory / "shards",
+        )
+    try:
+        corpus = reading.finished()
+        counts = counts_of(corpus, sharded)
+        # Ids that were given twice show only when all ranges are brought together.
+        reading.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
+        if not counts["chunks"]:
+            raise InputError(
+                "nothing to compile: the documents hold no text that the tokenizer has tokens for"
+            )
+        if old is not None and not run.allow_shrink and 2 * counts["documents"] < old.counts["documents"]:
+            raise InputError(
+                f"the sources hold {counts['documents']:,} documents, the bank {old.counts['documents']:,}: "
+                "if over half of them are really gone, say --allow-shrink"
+            )
+    except BaseException:
+        sharded.places.close()
+        raise
+    return corpus, sharded, counts
+
+
+def _take_back(writer: BankWriter) -> None:
+    """Remove the files of a corpus that was refused, but for those that a version names: one that could not
+    be read may name any."""
+    try:
+        manifests = [read_manifest(writer.path, version) for version in list_versions(writer.path)]
+    except M3Error:
+        return
+    writer.data.take_back({name for manifest in manifests for name in manifest.all_files()})
 
 
 def _current(bank: str | os.PathLike[str]) -> Manifest | None:

@@ -233,7 +233,7 @@ def codec_is_open(manifest: Manifest) -> bool:
     return (
         manifest.files.codec is None
         and settings.get("text_only") is True
-        and (settings.get("codec") != "none" or manifest.cold == manifest.rows)
+        and (manifest.codec.get("wanted", settings.get("codec")) != "none" or manifest.cold == manifest.rows)
     )
 
 
@@ -266,7 +266,8 @@ def _taken_over(bank: Path, model: LoadedModel, data: DataDirectory) -> Prepared
         # Byte for byte: codes and code key belong to this file, and another pyarrow might write it otherwise.
         if (whole := files.whole_file("codec")) is not None:
             data.add_file("codec", whole)
-    return PreparedCodec(codec, manifest.files.codec, dict(manifest.codec))
+    facts = {name: value for name, value in manifest.codec.items() if name != "wanted"}
+    return PreparedCodec(codec, manifest.files.codec, facts)
 
 
 def _refuse_other_shape(bank: Path | str, manifest: Manifest, model: LoadedModel) -> None:

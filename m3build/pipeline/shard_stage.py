@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def shard_corpus(
         on_reject(reject)
 
     shards: list[StagedShard] = []
-    with IdRegistry() as registry:
+    with ExitStack() as on_failure, IdRegistry() as registry:
+        on_failure.callback(places.close)
         admitted = _admit(documents, registry, refuse, counts)
         for number, shard in enumerate(cut_shards(admitted, minimum, leave_out if near_duplicate else None)):
             shards.append(_write(number, shard, target, scratch))
@@ -101,6 +103,7 @@ def shard_corpus(
             counts["chunks"] += len(shard.rows)
             counts["tokens"] += sum(len(row.chunk.token_ends) for row in shard.rows.values())
             tell(sum(part == 0 for _, _, part in shard.documents))
+        on_failure.pop_all()
     counts["duplicates"] = counts["occurrences"] - counts["distinct"]
     return ShardedCorpus(tuple(shards), places, dict(counts), tuple(rejects))
 
@@ -142,7 +145,9 @@ def _write(number: int, shard: Shard, target: FileTarget, scratch: Path) -> Stag
     lengths = [len(row.chunk.token_ids) for row in rows]
     bounds = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
-    ids = np.concatenate([np.asarray(row.chunk.token_ids, np.uint32) for row in rows])
+    ids = np.concatenate(
+        [np.empty(0, np.uint32), *(np.asarray(row.chunk.token_ids, np.uint32) for row in rows)]
+    )
     np.save(_keys(scratch, number), np.frombuffer(b"".join(shard.rows), np.uint8).reshape(-1, 32))
     np.save(_ids(scratch, number), ids)
     np.save(_bounds(scratch, number), bounds)

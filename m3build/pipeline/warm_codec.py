@@ -73,6 +73,9 @@ def train_on_memories(
         **few_members(codec, sample.keys, sample.values, sample.positions),
         **held_out_errors(codec, _sample(model, memories[:held_out]), model, progress),
     }
+    if text == "none":
+        # Which is settled with that, whatever the bank's settings call it.
+        facts["wanted"] = text
     return PreparedCodec(
         codec, write_arrays(data, "codec", codec.to_arrays()) if spec.is_trained else None, facts
     )

@@ -4,8 +4,8 @@ A worker that dies or stalls costs only its own task, which another one does. Wh
 for the owner of the tasks to say, and when to give up. A worker has stalled when it sent no sign of life for
 ``SILENT_SECONDS``, or when its work has not told for ``STILL_SECONDS`` that it goes on; seconds in which the
 whole machine was suspended do not count. A worker has its next task before it has done the last one, so that
-it need not wait while the consumer of results is busy; at most three tasks a worker are under way or waiting
-to be taken, so neither tasks nor results pile up.
+it need not wait while the consumer of results is busy; but the last tasks go to whoever is free. At most
+three tasks a worker are under way or waiting to be taken, so neither tasks nor results pile up.
 
 Processes are begun with ``subprocess``. An executor of ``concurrent.futures`` breaks as a whole when one
 process dies, and ``multiprocessing`` runs the main module of its caller again in each.
@@ -151,18 +151,19 @@ class WorkerPool(Generic[Task, Result]):
                 given += 1
             if taken == given:
                 return
-            self._hand_out()
+            self._hand_out(_TASKS_GIVEN if more else 1)
             self._look(0.0 if taken in self._ready else _LOOK_SECONDS)
             if taken in self._ready:
                 yield self._ready.pop(taken)
                 taken += 1
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, each: int) -> None:
+        """Give waiting tasks to workers, so that one has at most ``each``."""
         while self._waiting:
             least = min(self._workers, key=lambda worker: len(worker.entries), default=None)
             if least is None or (least.entries and len(self._workers) < self._count):
                 least = self._begin()
-            if len(least.entries) >= _TASKS_GIVEN:
+            if len(least.entries) >= each:
                 return
             entry = self._waiting.popleft()
             if not least.entries:

@@ -320,6 +320,25 @@ class TestTheCodec:
         codec = read_manifest(tmp_path / "other").codec
         assert codec["spec"] == "PQ4x4"
         assert "wanted" not in codec
+        # Taken over it is a codec that is there, and no wish.
+        taken = build(corpus, tmp_path / "third", tiny_llama, dtype="float32", codec_from=str(path))
+        assert "wanted" not in taken.manifest.codec
+
+    def test_none_is_settled_by_the_first_memories_however_it_was_asked_for(
+        self, corpus: Path, tiny_llama: Path, tmp_path: Path, live: Any
+    ) -> None:
+        model, path, own = tmp_path / "model", tmp_path / "bank", tmp_path / "corpus"
+        shutil.copytree(tiny_llama, model)
+        shutil.copytree(corpus, own)
+        (model / "memory3.json").write_text('{"codec": "none"}', encoding="utf-8")
+        build(own, path, model, dtype="float32", text_only=True, codec="auto")
+        with open_bank(path) as opened:
+            persist(path, opened, live, encode(opened, live, PLACES))
+        stored = read_manifest(path)
+        (own / "more.txt").write_text("One more text, so that there is something to build.", encoding="utf-8")
+        again = build(own, path, model)
+        assert again.changed
+        assert again.manifest.codec == stored.codec
 
     def test_too_few_for_one_are_stored_unquantized_until_the_bank_is_warmed(
         self, corpus: Path, tiny_llama: Path, tmp_path: Path, live: Any, quantized: Path

@@ -8,7 +8,8 @@ import pytest
 
 from m3build.index import IndexState, train
 from m3build.index.library import load_faiss, one_thread
-from m3build_formats.errors import CorruptError, UsageError
+from m3build.index.state import empty_index
+from m3build_formats.errors import CorruptError, InputError, UsageError
 
 DIM = 16
 SPECS = ["auto", "Flat", "SQfp16", "SQ8", "IVF8,Flat", "IVF8,SQfp16", "IVF8,SQ8", "HNSW8"]
@@ -62,6 +63,32 @@ def test_lists_probed_are_as_few_as_the_recall_allows() -> None:
     assert few.probes <= 2
     assert few.probes < every.probes <= 8
     assert train("IVF8,Flat", 400, clustered).probes >= 1
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.8, 0.98])
+def test_the_probes_find_in_an_index_of_the_sample_what_was_wanted_and_half_of_them_do_not(
+    wanted: float,
+) -> None:
+    sample, queries = vectors(2000, 5), vectors(100, 6).astype(np.float32)
+    state = train("IVF16,SQfp16", 2000, sample, queries, probe_recall=wanted)
+    index = empty_index(state)
+    index.add(sample.astype(np.float32))
+    true = -np.sort(-(queries @ sample.astype(np.float32).T), axis=1)[:, 9:10]
+
+    def recall(probes: int) -> float:
+        index.nprobe = probes
+        return float((index.search(queries, 10)[0] >= true - 1e-4).mean())
+
+    assert recall(state.probes) >= wanted
+    assert state.probes > 1
+    assert recall(state.probes // 2) < wanted
+
+
+def test_vectors_that_are_not_finite_train_nothing() -> None:
+    sample = vectors(500)
+    sample[321, 3] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        train("IVF8,SQfp16", 500, sample)
 
 
 def test_product_quantizers_must_divide_the_dimensions() -> None:

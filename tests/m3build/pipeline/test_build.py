@@ -241,9 +241,17 @@ def test_too_many_rejects_stop_the_build_and_the_bank_stays(
     limit: str, bank: Path, corpus: Path, tiny_llama: Path
 ) -> None:
     (corpus / "bad.jsonl").write_text('{"text": 1}\n{"text": 2}\n{"text": 3}\n', encoding="utf-8")
+    before = data_files(bank)
+    for path in corpus.glob("0*.txt"):
+        path.write_text(path.read_text(encoding="utf-8") + " Another end.", encoding="utf-8")
     with pytest.raises(InputError, match="--max-rejects"):
         again(corpus, bank, tiny_llama, max_rejects=limit)
     assert list_versions(bank) == [1]
+    # Shards are written while sources are read; those of a corpus that is refused do not stay.
+    assert data_files(bank) == before
+    with pytest.raises(InputError, match="--max-rejects"):
+        build(corpus, bank.with_name("new"), tiny_llama, max_rejects=limit)
+    assert data_files(bank.with_name("new")) == {}
 
 
 def test_nothing_to_compile_is_an_input_error(tmp_path: Path, tiny_llama: Path) -> None:

@@ -20,7 +20,7 @@ from m3build.pipeline.units import Unit
 from m3build.workers import Death, WorkerPool
 from m3build_formats.bank import read_manifest
 from m3build_formats.entries import FileEntry
-from m3build_formats.errors import ResourceError, UsageError
+from m3build_formats.errors import InputError, ResourceError, UsageError
 
 NEW: dict[str, Any] = {"codec": "none", "shard_chunks": 4, "max_rejects": "50%"}
 # Every worker reads this when it starts. PLACE is a directory of notes.
@@ -122,6 +122,27 @@ def test_a_worker_that_dies_once_costs_nothing_but_time(tmp_path: Path, tiny_lla
     assert data_files(tmp_path / "bank") == data_files(tmp_path / "alone")
     left = [path.name for path in (tmp_path / "bank" / "build").rglob("*") if path.is_file()]
     assert not [name for name in left if name.endswith((".tmp", ".log"))]
+
+
+def test_a_build_that_is_refused_while_workers_cut_leaves_neither_them_nor_files(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = []
+    begin = WorkerPool._begin
+
+    def noted(self: Any) -> Any:
+        worker = begin(self)
+        processes.append(worker.process)
+        return worker
+
+    monkeypatch.setattr(WorkerPool, "_begin", noted)
+    corpus = write_smaller_corpus(tmp_path / "corpus")
+    (corpus / "000.jsonl").write_text('{"text": 1}\n' * 5, encoding="utf-8")
+    with pytest.raises(InputError, match="more than 2 rejects"):
+        build(corpus, tmp_path / "bank", tiny_llama, workers=3, **{**NEW, "max_rejects": "2"})
+    assert processes
+    assert all(process.returncode is not None for process in processes)
+    assert data_files(tmp_path / "bank") == {}
 
 
 def test_a_document_that_ends_two_workers_is_rejected_alone_and_tried_again_by_the_next_build(

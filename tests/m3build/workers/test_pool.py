@@ -100,6 +100,31 @@ def test_workers_that_cannot_begin_are_not_tried_for_ever(tmp_path: Path) -> Non
         list(opened.results([Order("give", 1)]))
 
 
+def test_the_last_tasks_wait_behind_no_busy_worker(tmp_path: Path) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    # The first ends when the last is under way, in the other worker.
+    assert run(tmp_path, Order("meet", (a, b)), Order("give", 2), Order("meet", (b, a))) == ["a", 2, "b"]
+
+
+def test_a_worker_that_ends_before_it_is_ready_takes_none_of_its_tasks_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = WorkerPool._begin
+    ended = 0
+
+    def ends_the_first_two(self: Any) -> Any:
+        nonlocal ended
+        worker = begin(self)
+        if ended < 2:
+            ended += 1
+            worker.process.kill()
+        return worker
+
+    monkeypatch.setattr(WorkerPool, "_begin", ends_the_first_two)
+    assert run(tmp_path, *(Order("give", number) for number in range(12))) == list(range(12))
+    assert ended == 2
+
+
 def test_tasks_are_taken_as_they_are_needed(tmp_path: Path) -> None:
     taken = 0
 
