@@ -35,15 +35,15 @@ import numpy as np
 
 from m3build.embed.lexical import LexicalEmbedder
 from m3build.model import LoadedModel
-from m3build.pipeline.codec_stage import (
+from m3build.pipeline.codec_sample import (
     ERROR_QUERIES,
     HELD_OUT_REFERENCES,
     HELD_OUT_SHARE,
-    PreparedCodec,
     codes_of,
     encode_sample,
     errors_of,
 )
+from m3build.pipeline.codec_stage import PreparedCodec
 from m3build.pipeline.drift_report import JUDGED_REFERENCES, Drift, Figure
 from m3build.pipeline.memory_stage import OldMemories
 from m3build.pipeline.places import Drawn, Place, by_shard

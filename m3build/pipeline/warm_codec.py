@@ -14,16 +14,8 @@ from m3build.codec.rows import Scope
 from m3build.codec.train import train_codec
 from m3build.cold import WarmMemory
 from m3build.model import LoadedModel
-from m3build.pipeline.codec_stage import (
-    HELD_OUT_REFERENCES,
-    HELD_OUT_SHARE,
-    PreparedCodec,
-    Sample,
-    held_out_errors,
-    references_wanted,
-    spec_for,
-    unquantized,
-)
+from m3build.pipeline.codec_sample import HELD_OUT_REFERENCES, HELD_OUT_SHARE, Sample, held_out_errors
+from m3build.pipeline.codec_stage import PreparedCodec, references_wanted, spec_for, unquantized
 from m3build.progress import Progress
 from m3build_formats.arrays_file import write_arrays
 from m3build_formats.data_directory import DataDirectory
