@@ -117,8 +117,11 @@ def draw_new(
         for shard in sharded.shards:
             if shard.chunks.sha256 in whole:
                 continue
-            for place in _first_here(shard, sharded):
-                found = stored.of_reference(place[0]) if stored is not None else None
+            here = list(_first_here(shard, sharded))
+            found_of = (
+                stored.of_references(key for key, _, _ in here) if stored is not None else [None] * len(here)
+            )
+            for place, found in zip(here, found_of, strict=True):
                 if found is None or found[0].entry.name not in names:
                     count += 1
                     yield place
@@ -129,9 +132,9 @@ def draw_new(
 
 
 def _first_here(shard: StagedShard, sharded: ShardedCorpus) -> Iterator[Place]:
-    for row, raw in enumerate(shard.ids()):
-        key = raw.tobytes()
-        if sharded.places.first(key) == (shard.number, row):
+    keys = [raw.tobytes() for raw in shard.ids()]
+    for row, (key, first) in enumerate(zip(keys, sharded.places.firsts(keys), strict=True)):
+        if first == (shard.number, row):
             yield key, shard.number, row
 
 

@@ -53,8 +53,9 @@ class StoredMemories(Protocol):
         directory."""
         ...
 
-    def of_reference(self, key: bytes) -> tuple[MemoryRows, int] | None:
-        """Where the memory of a reference lies, and its row there, which is not cold."""
+    def of_references(self, keys: Iterable[bytes]) -> Iterator[tuple[MemoryRows, int] | None]:
+        """Where the memory of each reference lies, and its row there, which is not cold; None where there is
+        none."""
         ...
 
 
@@ -114,12 +115,13 @@ class OldMemories:
         entry = self._by_chunks.get(chunks.sha256)
         return self._checked(entry) if entry is not None and entry.name not in self._partial else None
 
-    def of_reference(self, key: bytes) -> tuple[MemoryFile, int] | None:
-        """The memories file and row of a reference."""
-        place = self._places.first(key)
-        if place is None or self._checked((file := self._shards[place[0]]).entry) is None:
-            return None
-        return file, place[1]
+    def of_references(self, keys: Iterable[bytes]) -> Iterator[tuple[MemoryFile, int] | None]:
+        """The memories file and row of each reference, None where there is none."""
+        for place in self._places.firsts(keys):
+            if place is None or self._checked((file := self._shards[place[0]]).entry) is None:
+                yield None
+            else:
+                yield file, place[1]
 
     def _checked(self, entry: FileEntry) -> FileEntry | None:
         if entry.name not in self._sound:
@@ -253,19 +255,25 @@ class MemoryWriter:
         missing: list[int] = []
         found: dict[MemoryRows, list[tuple[int, int]]] = defaultdict(list)
         repeated: set[MemoryRows] = set()
-        for row, raw in enumerate(shard.ids()):
-            key = raw.tobytes()
-            first = self._places.first(key)
-            if first is not None and first[0] < shard.number:
-                if (earlier := self._written[first[0]]) is not None:
-                    found[earlier].append((row, first[1]))
-                    repeated.add(earlier)
-                else:
-                    missing.append(row)
-            elif self._old is not None and (before := self._old.of_reference(key)) is not None:
-                found[before[0]].append((row, before[1]))
+        keys = [raw.tobytes() for raw in shard.ids()]
+        others: list[int] = []
+        for row, first in enumerate(self._places.firsts(keys)):
+            if first is None or first[0] >= shard.number:
+                others.append(row)
+            elif (earlier := self._written[first[0]]) is not None:
+                found[earlier].append((row, first[1]))
+                repeated.add(earlier)
             else:
                 missing.append(row)
+        if self._old is None:
+            missing += others
+        else:
+            stored = self._old.of_references(keys[row] for row in others)
+            for row, before in zip(others, stored, strict=True):
+                if before is None:
+                    missing.append(row)
+                else:
+                    found[before[0]].append((row, before[1]))
         for source, pairs in found.items():
             here, there = np.array(pairs, np.int64).T
             copied = source.memories(there)

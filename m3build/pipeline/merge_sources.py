@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -129,18 +129,20 @@ class BankMemories:
         """None: no file of another bank is a file of this one."""
         return None
 
-    def of_reference(self, key: bytes) -> tuple[MemoryRows, int] | None:
-        """Where the memory of a reference lies; None where it has none yet. Raises CorruptError where it must
-        have one and no bank holds it."""
-        place = self._places.first(key)
-        if place is None and not self._all_there:
-            return None
-        if place is None:
-            raise CorruptError(
-                f"no bank has a memory of the chunk {key.hex()}, though one has its text, under another id: "
-                "find that bank with m3build verify"
-            )
-        return self._shards[place[0]], place[1]
+    def of_references(self, keys: Iterable[bytes]) -> Iterator[tuple[MemoryRows, int] | None]:
+        """Where the memory of each reference lies; None where it has none yet. Raises CorruptError where it
+        must have one and no bank holds it."""
+        listed = list(keys)
+        for key, place in zip(listed, self._places.firsts(listed), strict=True):
+            if place is not None:
+                yield self._shards[place[0]], place[1]
+            elif self._all_there:
+                raise CorruptError(
+                    f"no bank has a memory of the chunk {key.hex()}, though one has its text, under another "
+                    "id: find that bank with m3build verify"
+                )
+            else:
+                yield None
 
 
 class _ShardMemories:

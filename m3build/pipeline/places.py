@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 # Full from some 80,000 references on, so that larger corpora take no more; the system caches the file anyway.
 _CACHE_KIB: Final = 4 * 1024
+# Older SQLites take 999 parameters.
+_KEYS_A_QUERY: Final = 900
 
 
 Place = tuple[bytes, int, int]
@@ -78,6 +80,15 @@ class Places:
             "SELECT shard, row FROM places WHERE id = ?", (key,)
         ).fetchone()
         return found
+
+    def firsts(self, keys: Iterable[bytes]) -> Iterator[tuple[int, int] | None]:
+        """What ``first`` gives for each of many keys, in their order, with one query for hundreds."""
+        remaining = iter(keys)
+        while block := list(islice(remaining, _KEYS_A_QUERY)):
+            marks = ",".join("?" * len(block))
+            rows = self._db.execute(f"SELECT id, shard, row FROM places WHERE id IN ({marks})", block)
+            found = {key: (shard, row) for key, shard, row in rows}
+            yield from map(found.get, block)
 
     def smallest(self, count: int, skip: int = 0) -> Drawn:
         """Where ``count`` references stand, after the ``skip`` with the smallest ids: a uniform draw by

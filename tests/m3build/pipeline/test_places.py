@@ -24,6 +24,15 @@ def test_the_first_place_of_a_reference_stays(tmp_path: Path) -> None:
     assert len(places) == 3
 
 
+def test_many_keys_at_once_have_the_places_of_each(tmp_path: Path) -> None:
+    places = Places(tmp_path / "p")
+    many = keys(2500)
+    places.add(3, many[::2])
+    asked = [*random.Random(2).sample(many, len(many)), many[0], many[1], many[0]]
+    assert list(places.firsts(iter(asked))) == [places.first(key) for key in asked]
+    assert list(places.firsts([])) == []
+
+
 def test_a_draw_is_the_same_for_any_order_of_the_corpus(tmp_path: Path) -> None:
     many = keys(500)
     shuffled = random.Random(1).sample(many, len(many))
