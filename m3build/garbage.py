@@ -7,6 +7,6 @@ import gc
 
 def collect_rarely() -> None:
     """Look after 50,000 new objects instead of some hundreds. Imports and corpora make millions of objects
-    and hardly a cycle among them, and looking through them all is a sixth of the time of cutting a corpus.
+    and hardly a cycle among them, and looking through them all is a tenth of the time of cutting a corpus.
     For whole processes: it is not for a library to decide."""
     gc.set_threshold(50_000, 10, 10)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from m3build.index.library import load_faiss
 from m3build.index.parts import Part
-from m3build.index.state import Floats, IndexState, coarse_index
+from m3build.index.state import Floats, IndexState, coarse_index, highest
 from m3build_formats.errors import CorruptError
 
 NO_ROW = -1
@@ -108,7 +108,7 @@ def measure_recall(
     true = np.zeros((len(queries), 0), dtype=np.float32)
     for number, start, scores in _scored(parts, queries):
         end = start + scores.shape[1]
-        true = _highest(np.concatenate([true, scores], axis=1), k)
+        true = highest(np.concatenate([true, scores], axis=1), k)
         here = (approximate.parts == number) & (approximate.rows >= start) & (approximate.rows < end)
         query, place = np.nonzero(here)
         scores_of_found[query, place] = scores[query, approximate.rows[query, place] - start]
@@ -116,11 +116,6 @@ def measure_recall(
         return 1.0
     worst = true.min(axis=1, keepdims=True)
     return float((scores_of_found >= worst - _TIE * np.abs(worst)).sum() / true.size)
-
-
-def _highest(scores: Floats, k: int) -> Floats:
-    """The ``k`` highest scores of each row, or all there are, in no order."""
-    return scores if scores.shape[1] <= k else np.partition(scores, -k, axis=1)[:, -k:]
 
 
 def _scored(

@@ -241,10 +241,7 @@ def _choose_probes(state: IndexState, sample: npt.NDArray[np.float16], queries: 
     with one_thread():
         for first, block in _blocks(sample):
             lists[first : first + len(block)] = coarse.search(block, 1)[1][:, 0]
-            scores = np.concatenate([best, queries @ block.T], axis=1)
-            best = (
-                np.partition(scores, -neighbours)[:, -neighbours:] if scores.shape[1] > neighbours else scores
-            )
+            best = highest(np.concatenate([best, queries @ block.T], axis=1), neighbours)
         # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
         # rounding of a sum.
         worst = best.min(axis=1, keepdims=True)
@@ -258,6 +255,11 @@ def _choose_probes(state: IndexState, sample: npt.NDArray[np.float16], queries: 
     while probes < state.spec.lists and float(found[:, probes - 1].mean()) < wanted:
         probes *= 2
     return min(probes, state.spec.lists)
+
+
+def highest(scores: Floats, k: int) -> Floats:
+    """The ``k`` highest scores of each row, or all there are, in no order."""
+    return scores if scores.shape[1] <= k else np.partition(scores, -k, axis=1)[:, -k:]
 
 
 def _blocks(sample: npt.NDArray[np.float16]) -> Iterator[tuple[int, Floats]]:

@@ -119,11 +119,10 @@ def compile_bank(
             watch,
         )
         try:
-            corpus, sharded, counts = _taken_in(reading, near, settings, run, old, writer)
+            corpus, sharded, counts = _taken_in(reading, near, settings, run, old, writer, stack)
         except InputError:
             _take_back(writer)
             raise
-        stack.enter_context(closing(sharded.places))
         codec = prepare_codec(
             settings,
             run,
@@ -252,8 +251,10 @@ def _taken_in(
     run: RunOptions,
     old: Manifest | None,
     writer: BankWriter,
+    stack: ExitStack,
 ) -> tuple[ChunkedCorpus, ShardedCorpus, dict[str, int]]:
-    """Read and shard the corpus. Raises InputError where it is not one to make a version of."""
+    """Read and shard the corpus, whose places are closed with ``stack``. Raises InputError where it is not
+    one to make a version of."""
     with closing(reading.documents()) as documents:
         sharded = shard_corpus(
             documents,
@@ -263,23 +264,18 @@ def _taken_in(
             writer.data,
             writer.build_directory / "shards",
         )
-    try:
-        corpus = reading.finished()
-        counts = counts_of(corpus, sharded)
-        # Ids that were given twice show only when all ranges are brought together.
-        reading.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
-        if not counts["chunks"]:
-            raise InputError(
-                "nothing to compile: the documents hold no text that the tokenizer has tokens for"
-            )
-        if old is not None and not run.allow_shrink and 2 * counts["documents"] < old.counts["documents"]:
-            raise InputError(
-                f"the sources hold {counts['documents']:,} documents, the bank {old.counts['documents']:,}: "
-                "if over half of them are really gone, say --allow-shrink"
-            )
-    except BaseException:
-        sharded.places.close()
-        raise
+    stack.enter_context(closing(sharded.places))
+    corpus = reading.finished()
+    counts = counts_of(corpus, sharded)
+    # Ids that were given twice show only when all ranges are brought together.
+    reading.gate.at_end(counts["documents"] + counts["empty_documents"] + counts["rejects"])
+    if not counts["chunks"]:
+        raise InputError("nothing to compile: the documents hold no text that the tokenizer has tokens for")
+    if old is not None and not run.allow_shrink and 2 * counts["documents"] < old.counts["documents"]:
+        raise InputError(
+            f"the sources hold {counts['documents']:,} documents, the bank {old.counts['documents']:,}: "
+            "if over half of them are really gone, say --allow-shrink"
+        )
     return corpus, sharded, counts
 
 

@@ -44,6 +44,7 @@ from m3build.pipeline.merge_result import MergeResult
 from m3build.pipeline.merge_sources import BankMemories, MergeSources
 from m3build.pipeline.places import Places
 from m3build.pipeline.retrieval_stage import prepare_retrieval
+from m3build.pipeline.shard_files import entries_of
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.vector_stage import VectorWriter, index_recall
 from m3build.pipeline.watch import Watch
@@ -52,7 +53,7 @@ from m3build.records import Chunk, Reject
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
 from m3build_formats.errors import CorruptError, InputError, MismatchError, UsageError
-from m3build_formats.manifest import BankFileEntries, FileEntry, ShardEntry, VersionContents
+from m3build_formats.manifest import BankFileEntries, FileEntry, VersionContents
 from m3build_formats.rejects_file import write_rejects
 from m3build_formats.shard_tables import DocumentRow
 
@@ -138,18 +139,7 @@ def merge_banks(
             code_key=first.code_key,
             row_codes_bytes=first.row_codes_bytes,
             row_positions_bytes=first.row_positions_bytes,
-            shards=tuple(
-                ShardEntry(
-                    rows=shard.rows,
-                    documents=shard.document_rows,
-                    chunks=shard.chunks,
-                    documents_file=shard.documents,
-                    memories=memory,
-                    embeddings=vector.embeddings,
-                    index=vector.index,
-                )
-                for (shard, vector), memory in zip(shards_vectors, copied, strict=True)
-            ),
+            shards=tuple(entries_of(sharded, copied, vectors)),
             files=BankFileEntries(
                 codec=_copy_codec(sources, writer), embedder=retrieval.file, rejects=rejects, eval=None
             ),

@@ -74,15 +74,8 @@ class Places:
         )
         self._db.execute("COMMIT")
 
-    def first(self, key: bytes) -> tuple[int, int] | None:
-        """Shard and row where ``key`` first stands, or None."""
-        found: tuple[int, int] | None = self._db.execute(
-            "SELECT shard, row FROM places WHERE id = ?", (key,)
-        ).fetchone()
-        return found
-
     def firsts(self, keys: Iterable[bytes]) -> Iterator[tuple[int, int] | None]:
-        """What ``first`` gives for each of many keys, in their order, with one query for hundreds."""
+        """Shard and row where each key first stands, or None; in order, with one query for hundreds."""
         remaining = iter(keys)
         while block := list(islice(remaining, _KEYS_A_QUERY)):
             marks = ",".join("?" * len(block))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from itertools import chain
 
@@ -13,7 +14,7 @@ from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.pipeline.vector_stage import ShardVectors, VectorWriter
 from m3build.pipeline.watch import Watch
 from m3build_formats.commit import BankWriter
-from m3build_formats.manifest import Manifest, ShardEntry
+from m3build_formats.manifest import FileEntry, Manifest, ShardEntry
 
 
 def memories_to_copy(
@@ -62,7 +63,14 @@ def write_shards(
         written = [memories.write(shard, stage) for shard in sharded.shards]
     with watch.stage("embed", rows, "chunks") as stage:
         vectors = vectors_writer.write_all(sharded.shards, stage)
-    entries = [
+    return entries_of(sharded, written, vectors), vectors
+
+
+def entries_of(
+    sharded: ShardedCorpus, memories: Sequence[FileEntry | None], vectors: Sequence[ShardVectors]
+) -> list[ShardEntry]:
+    """What a manifest says of each shard."""
+    return [
         ShardEntry(
             rows=shard.rows,
             documents=shard.document_rows,
@@ -72,6 +80,5 @@ def write_shards(
             embeddings=vector.embeddings,
             index=vector.index,
         )
-        for shard, memory, vector in zip(sharded.shards, written, vectors, strict=True)
+        for shard, memory, vector in zip(sharded.shards, memories, vectors, strict=True)
     ]
-    return entries, vectors

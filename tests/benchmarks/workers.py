@@ -31,19 +31,22 @@ TEXTS = (
 WANTED = 1.5
 SLOWER = 1.05
 SMALL = 5_000_000
+FILE = 1_000_000
 
 
 def write_corpus(path: Path, size: int) -> None:
-    """JSON lines of about ``size`` bytes: this project's own texts again and again, a number in every
-    sentence, so that no two chunks are equal."""
+    """A directory of JSON lines, about ``size`` bytes: this project's own texts again and again, a number in
+    every sentence, so that no two chunks are equal. Of a megabyte each, for one file is one piece of work."""
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in TEXTS]
-    written = number = 0
-    with path.open("w", encoding="utf-8") as file:
-        while written < size:
-            for text in texts:
+    path.mkdir()
+    number = 0
+    for at in range(-(-size // FILE)):
+        written = 0
+        with (path / f"{at:04d}.jsonl").open("w", encoding="utf-8") as file:
+            while written < FILE:
                 number += 1
-                line = json.dumps({"text": text.replace(". ", f" {number}. ")}) + "\n"
-                written += file.write(line)
+                text = texts[number % len(texts)].replace(". ", f" {number}. ")
+                written += file.write(json.dumps({"text": text}) + "\n")
 
 
 def seconds_of_build(source: Path, bank: Path, model: str, workers: int) -> tuple[float, dict[str, float]]:
@@ -87,9 +90,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         place = Path(name)
-        small = place / "small.jsonl"
+        small = place / "small"
         write_corpus(small, SMALL)
-        large = arguments.source or place / "large.jsonl"
+        large = arguments.source or place / "large"
         if arguments.source is None:
             write_corpus(large, round(arguments.megabytes * 1e6))
         print("the corpus", flush=True)
