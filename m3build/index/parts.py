@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.part_bytes import check_part_bytes
+from m3build.index.part_stream import Blocks, can_stream, stream_part, without_centroids
 from m3build.index.state import IndexState, empty_index
 from m3build_formats.errors import CorruptError
 
@@ -51,28 +52,31 @@ class Part:
 def build_part(state: IndexState, embeddings: Iterable[npt.NDArray[np.float16]]) -> bytes:
     """The bytes that ``write_part`` writes."""
     written: list[bytes] = []
-    write_part(state, embeddings, written.append)
+    arrays = list(embeddings)
+    write_part(state, lambda: arrays, sum(map(len, arrays)), written.append)
     return b"".join(written)
 
 
 def write_part(
     state: IndexState,
-    embeddings: Iterable[npt.NDArray[np.float16]],
+    embeddings: Blocks,
+    rows: int,
     write: Callable[[bytes], object],
 ) -> None:
-    """Write the FAISS file of one part, a piece at a time: its embeddings, float16 (any, dim) each, in the
-    order of their rows. Zero rows are allowed."""
+    """Write the FAISS file of one part, a piece at a time. ``embeddings`` gives its ``rows`` vectors, float16
+    (any, dim) each, in order, as often as it is called; PQ and HNSW alone hold them all. Zero rows are
+    allowed."""
     faiss = load_faiss()
 
+    if can_stream(state):
+        stream_part(state, lambda: _blocks(embeddings(), state.dim), rows, write)
+        return
     index = empty_index(state)
     with one_thread():
-        for block in _blocks(embeddings, state.dim):
+        for block in _blocks(embeddings(), state.dim):
             index.add(block.astype(np.float32))
         if state.spec.lists:
-            index.own_fields = False
-            index.quantizer = faiss.IndexFlatIP(state.dim)
-            # How many lists to probe is the state's to say; FAISS's default keeps the bytes free of it.
-            index.nprobe = 1
+            without_centroids(index, state.dim)
         faiss.write_index(index, faiss.PyCallbackIOWriter(write, WRITE_BYTES))
 
 

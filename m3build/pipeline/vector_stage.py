@@ -246,8 +246,13 @@ def _make(
 
     embeddings = write_embeddings(data, vectors(), embedder.dim)
     give_back_freed_memory()
-    blocks = embedding_blocks(data.path, embeddings)
-    return ShardVectors(embeddings, write_index(data, lambda write: write_part(state, blocks, write)))
+
+    def blocks() -> Iterator[NDArray[np.float16]]:
+        return embedding_blocks(data.path, embeddings)
+
+    rows = embeddings.rows or 0
+    index = write_index(data, lambda write: write_part(state, blocks, rows, write))
+    return ShardVectors(embeddings, index)
 
 
 def index_recall(

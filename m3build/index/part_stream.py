@@ -1,0 +1,130 @@
+"""The FAISS file of a part made a block at a time.
+
+FAISS writes an index that it holds whole, while adding to it takes up to three times the vectors. Here it
+writes the index without any vector, and codes what follows: the vectors in row order, or list after list. The
+bytes are those that FAISS would write (tested), in the layouts of ``part_bytes``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m3build.index.library import load_faiss, one_thread
+from m3build.index.state import IndexState, coarse_index, empty_index
+
+# Lists are collected so many bytes at a time, with a pass over the vectors each.
+COLLECTED_BYTES = 4 << 20
+# Where the number of vectors stands: after the type and the dimensions.
+_VECTORS_AT = 8
+_COUNT = struct.Struct("<Q")
+# What an index ends with as long as it has no vector: no code, or no list that is not empty.
+_NO_LISTS = b"sprs" + _COUNT.pack(0)
+
+Codes = npt.NDArray[np.uint8]
+Blocks = Callable[[], Iterable[npt.NDArray[np.float16]]]
+"""The vectors of a part, float16 (any, dim) each, as often as asked."""
+
+
+def can_stream(state: IndexState) -> bool:
+    """Whether the parts of this index are vectors coded one by one."""
+    return state.spec.storage in ("Flat", "SQfp16", "SQ8")
+
+
+def stream_part(state: IndexState, blocks: Blocks, rows: int, write: Callable[[bytes], object]) -> None:
+    """Write the FAISS file of ``rows`` vectors."""
+    faiss = load_faiss()
+
+    index = empty_index(state)
+    if state.spec.lists:
+        without_centroids(index, state.dim)
+    empty = bytearray(faiss.serialize_index(index).tobytes())
+    _COUNT.pack_into(empty, _VECTORS_AT, rows)
+    coder = empty_index(replace(state, spec=replace(state.spec, lists=0)))
+    with one_thread():
+        if state.spec.lists:
+            write(bytes(empty.removesuffix(_NO_LISTS)))
+            _write_lists(state, blocks, rows, coder, write)
+        else:
+            # FAISS counts floats where it stores floats.
+            size = rows * (state.dim if state.spec.storage == "Flat" else coder.sa_code_size())
+            write(bytes(empty.removesuffix(_COUNT.pack(0)) + _COUNT.pack(size)))
+            for block in blocks():
+                write(_codes(coder, block).tobytes())
+
+
+def without_centroids(index: Any, dim: int) -> None:
+    """Put an empty index in place of an IVF index's coarse centroids, which all parts share."""
+    faiss = load_faiss()
+
+    index.own_fields = False
+    index.quantizer = faiss.IndexFlatIP(dim)
+    # How many lists to probe is the state's to say; FAISS's default keeps the bytes free of it.
+    index.nprobe = 1
+
+
+def _write_lists(
+    state: IndexState, blocks: Blocks, rows: int, coder: Any, write: Callable[[bytes], object]
+) -> None:
+    lists = state.spec.lists
+    assigned = _assign(state, blocks, rows)
+    sizes = np.bincount(assigned, minlength=lists)
+    filled = np.flatnonzero(sizes)
+    if len(filled) > lists // 2:
+        write(b"full" + _COUNT.pack(lists) + sizes.astype("<u8").tobytes())
+    else:
+        pairs = np.stack([filled, sizes[filled]], axis=1)
+        write(b"sprs" + _COUNT.pack(pairs.size) + pairs.astype("<u8").tobytes())
+    order = np.argsort(assigned, kind="stable")
+    place = np.empty(rows, np.int64)
+    place[order] = np.arange(rows)
+    ends = np.cumsum(sizes)
+    code_bytes = coder.sa_code_size()
+    for first, last in _groups(sizes * code_bytes):
+        begin, end = int(ends[first] - sizes[first]), int(ends[last - 1])
+        codes: Codes = np.empty((end - begin, code_bytes), np.uint8)
+        at = 0
+        for block in blocks():
+            here = place[at : at + len(block)]
+            mine = np.flatnonzero((here >= begin) & (here < end))
+            if len(mine):
+                codes[here[mine] - begin] = _codes(coder, block[mine])
+            at += len(block)
+        for number in range(first, last):
+            high = int(ends[number])
+            low = high - int(sizes[number])
+            write(codes[low - begin : high - begin].tobytes() + order[low:high].astype("<i8").tobytes())
+
+
+def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int64]:
+    """The list of each vector."""
+    coarse = coarse_index(state)
+    assigned = np.empty(rows, np.int64)
+    at = 0
+    for block in blocks():
+        assigned[at : at + len(block)] = coarse.search(block.astype(np.float32), 1)[1][:, 0]
+        at += len(block)
+    return assigned
+
+
+def _groups(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Neighbouring lists together, COLLECTED_BYTES of them at most unless one has more."""
+    first = total = 0
+    for number, size in enumerate(sizes.tolist()):
+        if total and total + size > COLLECTED_BYTES:
+            yield first, number
+            first = number
+            total = 0
+        total += size
+    if total:
+        yield first, len(sizes)
+
+
+def _codes(coder: Any, block: npt.NDArray[np.float16]) -> Codes:
+    codes: Codes = coder.sa_encode(block.astype(np.float32))
+    return codes
