@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -210,7 +211,7 @@ def compile_bank(
             files=BankFileEntries(
                 codec=codec.file,
                 embedder=retrieval.file,
-                rejects=_write_rejects(corpus, sharded, ledger, writer),
+                rejects=_write_rejects(corpus, sharded, writer),
                 eval=None,
             ),
         )
@@ -355,11 +356,9 @@ def _refuse_other_file(option: str, given: str | None, old: FileEntry | None, ne
         )
 
 
-def _write_rejects(
-    corpus: ChunkedCorpus, sharded: ShardedCorpus, ledger: Ledger, writer: BankWriter
-) -> FileEntry | None:
+def _write_rejects(corpus: ChunkedCorpus, sharded: ShardedCorpus, writer: BankWriter) -> FileEntry | None:
     def rows() -> Iterator[RejectRow]:
-        for reject in (*corpus.rejects(ledger), *sharded.rejects):
+        for reject in chain(corpus.rejects(), sharded.rejects):
             yield RejectRow(reject.source, reject.where, reject.reason, reject.kind)
 
     if next(rows(), None) is None:

@@ -80,11 +80,11 @@ class ChunkedCorpus:
     cut: int
     digest: str | None
 
-    def rejects(self, ledger: Ledger) -> Iterator[Reject]:
+    def rejects(self) -> Iterator[Reject]:
         """All rejects: those met while looking for files, then those of the pieces, in order."""
         yield from self.found
         for piece in self.pieces:
-            yield from piece.rejects(ledger)
+            yield from piece.rejects()
 
 
 class CorpusReading:

@@ -19,7 +19,7 @@ from m3build.chunking import Chunker, ChunkOptions
 from m3build.corpus import Exclusion, SourceOptions, SourceRange, read_range
 from m3build.corpus.source import WHOLE_FILE
 from m3build.pipeline.known_documents import KnownDocuments
-from m3build.pipeline.piece_files import digest_of, write_piece
+from m3build.pipeline.piece_files import PieceFiles, RejectSink, write_piece
 from m3build.pipeline.units import Unit
 from m3build.records import Document, Reject
 from m3build.workers import Death, Tell
@@ -35,12 +35,11 @@ Place = tuple[Literal["read", "cut"], int, int]
 
 @dataclass(frozen=True, slots=True)
 class CutTask:
-    """A unit and the two files that its piece becomes. ``deaths`` are those of workers on it: what each was
+    """A unit and the files that its piece becomes. ``deaths`` are those of workers on it: what each was
     at, where it is known, and how it ended."""
 
     unit: Unit
-    documents: Path
-    chunks: Path
+    files: PieceFiles
     deaths: tuple[tuple[Place | None, str], ...] = ()
 
     @property
@@ -79,13 +78,12 @@ class CutTask:
 
 @dataclass(frozen=True, slots=True)
 class CutUnit:
-    """What was found in a unit: digests of its two files, counts, excluded documents by pattern, rejects in
-    order, how many documents went through the chunker, and whether a record was given up."""
+    """What was found in a unit: digests of its files, counts, excluded documents by pattern, how many
+    documents went through the chunker, and whether a record was given up."""
 
-    files: tuple[str, str]
+    digests: list[str | None]
     counts: dict[str, int]
     excluded: dict[str, int]
-    rejects: tuple[Reject, ...]
     cut: int
     is_poisoned: bool
 
@@ -101,7 +99,6 @@ def cut_unit(
     """Make the piece of a unit. Raises OSError when the disk does not take it, and what ``on_reject``
     raises."""
     counts: Counter[str] = Counter()
-    rejects: list[Reject] = []
     exclusion = Exclusion(options.exclude)
 
     def documents() -> Iterator[Document]:
@@ -110,7 +107,7 @@ def cut_unit(
                 record = bad
             if isinstance(record, Reject):
                 counts["unsupported_files" if record.kind == "unsupported" else "rejects"] += 1
-                rejects.append(record)
+                rejects.write(record)
                 on_reject(record)
             elif not record.text or record.text.isspace():
                 counts["empty_documents"] += 1
@@ -120,12 +117,12 @@ def cut_unit(
                 yield record
 
     before = known.found
-    write_piece(task.documents, task.chunks, known.cut_many(documents(), chunker, one_by_one=task.is_careful))
+    with RejectSink(task.files) as rejects:
+        write_piece(task.files, known.cut_many(documents(), chunker, one_by_one=task.is_careful))
     return CutUnit(
-        (digest_of(task.documents), digest_of(task.chunks)),
+        task.files.digests(),
         dict(counts),
         dict(exclusion.matched),
-        tuple(rejects),
         counts["documents"] - (known.found - before),
         bool(task.poison),
     )

@@ -12,11 +12,9 @@ import hashlib
 import json
 import os
 import sqlite3
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -26,6 +24,7 @@ import pyarrow.ipc
 
 from m3build.chunking import Chunker
 from m3build.chunking.cutting import groups_of
+from m3build.pipeline.chunk_batches import chunks_of
 from m3build.records import Chunk, Document
 
 _OPEN_PIECES: Final = 8
@@ -132,19 +131,3 @@ def _rows(piece: int, documents: Path) -> Iterator[tuple[bytes, int, int, int, i
             for key, count in zip(keys, counts, strict=True):
                 yield key, piece, number, first, count
                 first += count
-
-
-def chunks_of(batch: Any, first: int, count: int) -> list[Chunk]:
-    """``count`` chunks of a record batch of chunks, from row ``first`` on."""
-    rows = batch.slice(first, count)
-    texts, titles = rows.column("text").to_pylist(), rows.column("title").to_pylist()
-    starts, ends = rows.column("start").to_pylist(), rows.column("end").to_pylist()
-    # A shard's rows wait in memory: as Python integers their tokens would take ten times as much.
-    ids, token_ends = _lists(rows.column("token_ids"), "I"), _lists(rows.column("token_ends"), "H")
-    return [Chunk(*columns) for columns in zip(texts, starts, ends, titles, ids, token_ends, strict=True)]
-
-
-def _lists(column: Any, code: str) -> list[array[int]]:
-    """The lists of a column, each as an array."""
-    values, bounds = column.values.to_numpy(), column.offsets.to_pylist()
-    return [array(code, values[lo:hi].tobytes()) for lo, hi in pairwise(bounds)]

@@ -1,25 +1,27 @@
-"""The two Arrow files of a piece: its documents, and their chunks with token ids.
+"""The files of a piece: its documents, their chunks with token ids, and what was rejected, if anything was.
 
-Both have as many record batches, and batch n of the one holds the chunks of batch n of the other, so they are
-written and read as streams: neither a large file nor a long document is held as a whole more than once.
+The two Arrow files have as many record batches, and batch n of the one holds the chunks of batch n of the
+other. All are written and read as streams: neither a large file nor a long document is held as a whole more
+than once, and a file of which every line is bad takes no more memory than any other.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from numpy.typing import NDArray
+import zstandard
 
-from m3build.pipeline.known_documents import chunks_of, cut_key
-from m3build.records import Chunk, Document
+from m3build.pipeline.chunk_batches import CHUNKS, chunk_batch, chunks_of
+from m3build.pipeline.known_documents import cut_key
+from m3build.records import Chunk, Document, Reject
 from m3build_formats.canonical_json import canonical_json
 from m3build_formats.shard_tables import DocumentRow
 
@@ -40,29 +42,51 @@ _DOCUMENT_FIELDS: list[Any] = [
     ("cut", pa.binary(32)),
 ]
 DOCUMENTS = pa.schema(_DOCUMENT_FIELDS)
-_CHUNK_FIELDS: list[Any] = [
-    ("text", pa.string()),
-    ("title", pa.string()),
-    ("start", pa.uint64()),
-    ("end", pa.uint64()),
-    ("token_ids", pa.list_(pa.uint32())),
-    ("token_ends", pa.list_(pa.uint16())),
-]
-CHUNKS = pa.schema(_CHUNK_FIELDS)
 
 
-def write_piece(documents: Path, chunks: Path, cut: Iterable[tuple[Document, list[Chunk]]]) -> None:
-    """Write both files; each appears under its name only when it is whole. Raises OSError when the disk does
-    not take them."""
-    with _Sink(documents, DOCUMENTS) as document_sink, _Sink(chunks, CHUNKS) as chunk_sink:
+@dataclass(frozen=True, slots=True)
+class PieceFiles:
+    """Where the files of one piece stand; that of the rejects is there only where something was rejected."""
+
+    documents: Path
+    chunks: Path
+    rejects: Path
+
+    @classmethod
+    def of(cls, directory: Path, key: str) -> PieceFiles:
+        """The files of the piece with this key."""
+        return cls(
+            directory / f"{key}.documents.arrow",
+            directory / f"{key}.chunks.arrow",
+            directory / f"{key}.rejects.jsonl.zst",
+        )
+
+    def digests(self) -> list[str | None]:
+        """Hex SHA-256 of each file, None for that of the rejects where there is none. Raises OSError where
+        one cannot be read."""
+        rejects = _digest_of(self.rejects) if self.rejects.exists() else None
+        return [_digest_of(self.documents), _digest_of(self.chunks), rejects]
+
+    def move_to(self, other: PieceFiles) -> None:
+        """Give the files other names. Raises OSError where the disk does not take them."""
+        os.replace(self.documents, other.documents)
+        os.replace(self.chunks, other.chunks)
+        if self.rejects.exists():
+            os.replace(self.rejects, other.rejects)
+
+
+def write_piece(files: PieceFiles, cut: Iterable[tuple[Document, list[Chunk]]]) -> None:
+    """Write documents and chunks; each file appears under its name only when it is whole. Raises OSError when
+    the disk does not take them."""
+    with _ArrowSink(files.documents, DOCUMENTS) as documents, _ArrowSink(files.chunks, CHUNKS) as chunks:
         for batch in _batches(cut):
-            document_sink.write(_document_batch(batch))
-            chunk_sink.write(_chunk_batch([chunk for _, _, own in batch for chunk in own]))
+            documents.write(_document_batch(batch))
+            chunks.write(chunk_batch([chunk for _, _, own in batch for chunk in own]))
 
 
-def read_piece(documents: Path, chunks: Path) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
+def read_piece(files: PieceFiles) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
     """The documents of a piece with their chunks, in order, a record batch at a time."""
-    with pa.memory_map(str(documents)) as left, pa.memory_map(str(chunks)) as right:
+    with pa.memory_map(str(files.documents)) as left, pa.memory_map(str(files.chunks)) as right:
         rows_file, cut_file = pa.ipc.open_file(left), pa.ipc.open_file(right)
         for number in range(rows_file.num_record_batches):
             rows: Any = rows_file.get_batch(number)
@@ -75,8 +99,42 @@ def read_piece(documents: Path, chunks: Path) -> Iterator[tuple[DocumentRow, lis
                 at += document.chunks
 
 
-def digest_of(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+class RejectSink:
+    """Writes the rejects of a piece as they come, a line of JSON each; the file appears under its name when
+    the block ends well, and not at all without a reject. Raises OSError when the disk does not take it."""
+
+    def __init__(self, files: PieceFiles) -> None:
+        self._path = files.rejects
+        self._temporary = _temporary(files.rejects)
+        self._stream: IO[str] | None = None
+
+    def write(self, reject: Reject) -> None:
+        """Take a reject."""
+        if self._stream is None:
+            self._stream = zstandard.open(self._temporary, "wt", encoding="ascii")
+        # Escaped, so that a file name that is not UTF-8 (lone surrogates) comes back as it was.
+        self._stream.write(json.dumps(list(astuple(reject))) + "\n")
+
+    def __enter__(self) -> RejectSink:
+        # What a worker that ended left there is not of this try.
+        self._path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            _place(self._temporary, self._path, kind is None)
+
+
+def read_rejects(files: PieceFiles) -> Iterator[Reject]:
+    """The rejects of a piece, in order."""
+    if files.rejects.exists():
+        with zstandard.open(files.rejects, "rt", encoding="ascii") as lines:
+            for line in lines:
+                yield Reject(*json.loads(line))
+
+
+def _digest_of(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -116,36 +174,12 @@ def _document_batch(batch: Sequence[_Row]) -> pa.RecordBatch:
     )
 
 
-def _chunk_batch(chunks: Sequence[Chunk]) -> pa.RecordBatch:
-    bounds = np.zeros(len(chunks) + 1, np.int32)
-    np.cumsum([len(c.token_ids) for c in chunks], out=bounds[1:])
-    offsets: Any = pa.array(bounds)
-    ids: Any = _joined([c.token_ids for c in chunks], np.uint32)
-    ends: Any = _joined([c.token_ends for c in chunks], np.uint16)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array([c.text for c in chunks], pa.string()),
-            pa.array([c.title for c in chunks], pa.string()),
-            pa.array([c.start for c in chunks], pa.uint64()),
-            pa.array([c.end for c in chunks], pa.uint64()),
-            pa.ListArray.from_arrays(offsets, pa.array(ids)),
-            pa.ListArray.from_arrays(offsets, pa.array(ends)),
-        ],
-        schema=CHUNKS,
-    )
-
-
-def _joined(parts: Sequence[Sequence[int]], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
-
-
-class _Sink:
+class _ArrowSink:
     """An Arrow file that appears under its name only when it is whole."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
-        # Of this process alone: a worker whose build is gone may still be about to end.
-        self._temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        self._temporary = _temporary(path)
         self._stream = pa.OSFile(str(self._temporary), "wb")
         # Pieces stay under build/, and would be several times the corpus.
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
@@ -154,15 +188,25 @@ class _Sink:
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
 
-    def __enter__(self) -> _Sink:
+    def __enter__(self) -> _ArrowSink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
         self._stream.close()
-        if kind is None:
-            with self._temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        _place(self._temporary, self._path, kind is None)
+
+
+def _temporary(path: Path) -> Path:
+    # Of this process alone: a worker whose build is gone may still be about to end.
+    return path.with_suffix(f".{os.getpid()}.tmp")
+
+
+def _place(temporary: Path, path: Path, is_whole: bool) -> None:
+    """A file that is whole gets its name, any other goes."""
+    if is_whole:
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    else:
+        temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ more than once. They are hashed before they are used again, since what is wrong 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -23,13 +22,13 @@ from m3build.pipeline.cut_units import CutJob, CutTask, CutUnit, cut_unit
 from m3build.pipeline.file_hashes import FileHash, FileHashes
 from m3build.pipeline.known_documents import KnownDocuments, list_documents
 from m3build.pipeline.ledger import Ledger, piece_key
-from m3build.pipeline.piece_files import digest_of, read_piece
+from m3build.pipeline.piece_files import PieceFiles, read_piece, read_rejects
 from m3build.pipeline.units import Unit
 from m3build.records import Chunk, Reject
 from m3build.workers import WorkerPool
 from m3build_formats.shard_tables import DocumentRow
 
-PIECE_VERSION = 4
+PIECE_VERSION = 5
 # Input that is worth the start of another process.
 BYTES_A_WORKER = 1 << 21
 
@@ -46,23 +45,22 @@ class PlannedPiece:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A finished unit: two Arrow files and what was counted on the way, with the documents left out by each
-    pattern of ``--exclude``. Its rejects stay on disk, in the ledger under ``key``.
+    """A finished unit: its files and what was counted on the way, with the documents left out by each pattern
+    of ``--exclude``.
     """
 
     key: str
-    documents: Path
-    chunks: Path
+    files: PieceFiles
     counts: dict[str, int]
     excluded: dict[str, int]
 
-    def rejects(self, ledger: Ledger) -> list[Reject]:
+    def rejects(self) -> Iterator[Reject]:
         """The rejects of the unit, in order."""
-        return [Reject(**r) for r in (ledger.get(self.key) or {}).get("rejects", [])]
+        return read_rejects(self.files)
 
     def rows(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
         """Its documents with their chunks, in order, a record batch at a time."""
-        return read_piece(self.documents, self.chunks)
+        return read_piece(self.files)
 
 
 class PieceMaker:
@@ -125,13 +123,13 @@ class PieceMaker:
                 if each.found is None:
                     yield self._keep(each, next(made))
                     continue
-                for reject in each.found.rejects(self._ledger):
+                for reject in each.found.rejects():
                     self._on_reject(reject)
                 yield each.found
 
     def _cut_all(self, missing: Sequence[PlannedPiece], listed: Path) -> Generator[CutUnit]:
         """What is found in units, in order; ``listed`` are the known documents."""
-        tasks = [CutTask(each.unit, *self._paths(each.key)) for each in missing]
+        tasks = [CutTask(each.unit, self._files(each.key)) for each in missing]
         size = sum(each.unit.bytes for each in missing)
         workers = min(self._workers, len(tasks), size // BYTES_A_WORKER)
         if workers <= 1:
@@ -141,8 +139,8 @@ class PieceMaker:
             return
         job = CutJob(self._chunker.tokenizer_json(), self._chunker.options, self._options, listed)
         with WorkerPool[CutTask, CutUnit](job, workers, self._directory, CutTask.after) as pool:
-            for found in pool.results(tasks):
-                for reject in found.rejects:
+            for task, found in zip(tasks, pool.results(tasks), strict=True):
+                for reject in read_rejects(task.files):
                     self._on_reject(reject)
                 yield found
 
@@ -152,22 +150,20 @@ class PieceMaker:
         names = {item.file.path: item.file.name for item in planned.unit.ranges}
         self.changing += [names[path] for path in changed]
         self.poisoned |= found.is_poisoned
-        key, paths = planned.key, self._paths(planned.key)
+        key, files = planned.key, self._files(planned.key)
         if changed or found.is_poisoned:
             # It is not what the key says: no other build may take it for that.
             key = piece_key("only here", {"key": planned.key})
-            for there, here in zip(paths, self._paths(key), strict=True):
-                os.replace(there, here)
-            paths = self._paths(key)
+            files.move_to(self._files(key))
+            files = self._files(key)
         entry = {
             "shape": self._shape if key == planned.key else None,
-            "files": list(found.files),
+            "files": found.digests,
             "counts": found.counts,
             "excluded": found.excluded,
-            "rejects": [asdict(r) for r in found.rejects],
         }
         self._ledger.put(key, entry)
-        return Piece(key, *paths, found.counts, found.excluded)
+        return Piece(key, files, found.counts, found.excluded)
 
     def _key(self, unit: Unit, hashes: dict[str, str]) -> str:
         return piece_key(
@@ -191,18 +187,18 @@ class PieceMaker:
             },
         )
 
-    def _paths(self, key: str) -> tuple[Path, Path]:
-        return self._directory / f"{key}.documents.arrow", self._directory / f"{key}.chunks.arrow"
+    def _files(self, key: str) -> PieceFiles:
+        return PieceFiles.of(self._directory, key)
 
     def _finished(self, key: str) -> Piece | None:
         done = self._ledger.get(key)
         if done is None or not self._is_sound(key, done):
             return None
-        return Piece(key, *self._paths(key), done["counts"], done["excluded"])
+        return Piece(key, self._files(key), done["counts"], done["excluded"])
 
     def _is_sound(self, key: str, done: dict[str, Any]) -> bool:
         try:
-            return bool([digest_of(path) for path in self._paths(key)] == done["files"])
+            return bool(self._files(key).digests() == done["files"])
         except OSError:
             return False
 
@@ -210,7 +206,8 @@ class PieceMaker:
         """The finished pieces of the same shape that no unit of this build has."""
         for key, done in self._ledger.entries():
             if key not in planned and done.get("shape") == self._shape and self._is_sound(key, done):
-                yield self._paths(key)
+                files = self._files(key)
+                yield files.documents, files.chunks
 
 
 def _unheard(at: object = None) -> None:

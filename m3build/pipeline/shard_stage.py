@@ -4,9 +4,10 @@ scratch files for the encoder.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from m3build.records import Chunk, Reject
 from m3build_formats.data_directory import FileTarget
 from m3build_formats.manifest import FileEntry
 from m3build_formats.shard_tables import ChunkRow, DocumentRow, Occurrence, write_chunks, write_documents
+
+_NO_IDS = np.empty(0, np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,9 @@ class StagedShard:
 
     def token_ids(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Token ids of all rows one after the other, memory-mapped, and the bounds of each row."""
-        ids: NDArray[np.uint32] = np.load(_ids(self.scratch, self.number), mmap_mode="r")
+        path = _ids(self.scratch, self.number)
+        # An empty file cannot be mapped.
+        ids: NDArray[np.uint32] = np.memmap(path, np.uint32, "r") if path.stat().st_size else _NO_IDS
         bounds: NDArray[np.int64] = np.load(_bounds(self.scratch, self.number), mmap_mode="r")
         return ids, bounds
 
@@ -96,12 +101,15 @@ def shard_corpus(
     with ExitStack() as on_failure, IdRegistry() as registry:
         on_failure.callback(places.close)
         admitted = _admit(documents, registry, refuse, counts)
-        for number, shard in enumerate(cut_shards(admitted, minimum, leave_out if near_duplicate else None)):
-            shards.append(_write(number, shard, target, scratch))
-            counts["distinct"] += places.add(number, (row.id for row in shard.rows.values()))
+        cut = cut_shards(admitted, minimum, leave_out if near_duplicate else None, scratch)
+        for number, shard in enumerate(cut):
+            with closing(shard):
+                staged, tokens = _write(number, shard, target, scratch)
+            shards.append(staged)
+            counts["distinct"] += places.add(number, shard.rows)
             counts["occurrences"] += shard.occurrences
             counts["chunks"] += len(shard.rows)
-            counts["tokens"] += sum(len(row.chunk.token_ends) for row in shard.rows.values())
+            counts["tokens"] += tokens
             tell(sum(part == 0 for _, _, part in shard.documents))
         on_failure.pop_all()
     counts["duplicates"] = counts["occurrences"] - counts["distinct"]
@@ -124,34 +132,36 @@ def _admit(
             yield admitted, chunks
 
 
-def _write(number: int, shard: Shard, target: FileTarget, scratch: Path) -> StagedShard:
-    rows = shard.rows.values()
+def _write(number: int, shard: Shard, target: FileTarget, scratch: Path) -> tuple[StagedShard, int]:
+    """The shard written, and how many tokens its references have."""
     documents = write_documents(
         target, (replace(document, chunks=here, part=part) for document, here, part in shard.documents)
     )
-    chunks = write_chunks(
-        target,
-        (
-            ChunkRow(
-                row.id,
-                row.chunk.text,
-                row.chunk.title,
-                row.chunk.token_ends,
-                [Occurrence(shard.documents[at][0].id, at, start, end) for at, start, end in row.occurrences],
-            )
-            for row in rows
-        ),
-    )
-    lengths = [len(row.chunk.token_ids) for row in rows]
-    bounds = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=bounds[1:])
-    ids = np.concatenate(
-        [np.empty(0, np.uint32), *(np.asarray(row.chunk.token_ids, np.uint32) for row in rows)]
-    )
+    bounds = array("q", [0])
+    tokens = 0
+    with _ids(scratch, number).open("wb") as ids:
+
+        def rows() -> Iterator[ChunkRow]:
+            nonlocal tokens
+            found = zip(shard.rows, shard.chunks, shard.occurrences_by_row(), strict=True)
+            for key, chunk, occurrences in found:
+                token_ids = np.asarray(chunk.token_ids, np.uint32)
+                ids.write(token_ids.tobytes())
+                bounds.append(bounds[-1] + len(token_ids))
+                tokens += len(chunk.token_ends)
+                yield ChunkRow(
+                    key,
+                    chunk.text,
+                    chunk.title,
+                    chunk.token_ends,
+                    [Occurrence(shard.documents[at][0].id, at, start, end) for at, start, end in occurrences],
+                )
+
+        chunks = write_chunks(target, rows())
+    np.save(_bounds(scratch, number), np.frombuffer(bounds, np.int64))
     np.save(_keys(scratch, number), np.frombuffer(b"".join(shard.rows), np.uint8).reshape(-1, 32))
-    np.save(_ids(scratch, number), ids)
-    np.save(_bounds(scratch, number), bounds)
-    return StagedShard(number, len(lengths), len(shard.documents), chunks, documents, scratch)
+    staged = StagedShard(number, len(shard.rows), len(shard.documents), chunks, documents, scratch)
+    return staged, tokens
 
 
 def _keys(scratch: Path, number: int) -> Path:
@@ -159,7 +169,7 @@ def _keys(scratch: Path, number: int) -> Path:
 
 
 def _ids(scratch: Path, number: int) -> Path:
-    return scratch / f"{number:06d}.ids.npy"
+    return scratch / f"{number:06d}.ids"
 
 
 def _bounds(scratch: Path, number: int) -> Path:

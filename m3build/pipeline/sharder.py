@@ -9,32 +9,57 @@ ends thus depends on nearby documents alone, and an edit moves the boundaries on
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+
+from m3build.pipeline.chunk_spool import ChunkSpool
 from m3build.records import Chunk
 from m3build_formats.shard_tables import DocumentRow
 
 MAXIMUM_OVER_MINIMUM = 4
 
 
-@dataclass(slots=True)
-class Row:
-    """One distinct reference of a shard and where it occurs: (row of the document in the shard, start, "
-    "end)."""
-
-    id: bytes
-    chunk: Chunk
-    occurrences: list[tuple[int, int, int]]
-
-
-@dataclass(slots=True)
 class Shard:
-    """A shard's rows in order of first occurrence, and its documents: (document, chunks of it here, part)."""
+    """The distinct references of a shard in order of first occurrence: their ids with their rows, and their
+    ``chunks``; and its documents: (document, chunks of it here, part). To be closed.
+    """
 
-    rows: dict[bytes, Row] = field(default_factory=dict)
-    documents: list[tuple[DocumentRow, int, int]] = field(default_factory=list)
-    occurrences: int = 0
+    def __init__(self, scratch: Path | None = None) -> None:
+        self.rows: dict[bytes, int] = {}
+        self.chunks = ChunkSpool(scratch)
+        self.documents: list[tuple[DocumentRow, int, int]] = []
+        # Row, row of the document, start and end of one occurrence after the other.
+        self._occurrences = array("Q")
+
+    @property
+    def occurrences(self) -> int:
+        """How many there are of all references."""
+        return len(self._occurrences) // 4
+
+    def add(self, key: bytes, chunk: Chunk) -> None:
+        """Add a reference that is not there yet."""
+        self.rows[key] = len(self.rows)
+        self.chunks.append(chunk)
+
+    def occurs(self, key: bytes, chunk: Chunk) -> None:
+        """Note that a reference that is there occurs as this chunk of the document to be added next."""
+        self._occurrences.extend((self.rows[key], len(self.documents), chunk.start, chunk.end))
+
+    def occurrences_by_row(self) -> Iterator[list[tuple[int, int, int]]]:
+        """Where each reference occurs, in order: (row of the document in the shard, start, end)."""
+        table = np.frombuffer(self._occurrences, np.uint64).reshape(-1, 4)
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        at = 0
+        for count in np.bincount(table[:, 0].astype(np.int64)).tolist():
+            yield [(document, start, end) for _, document, start, end in table[at : at + count].tolist()]
+            at += count
+
+    def close(self) -> None:
+        """Forget the chunks, which may wait on disk."""
+        self.chunks.close()
 
 
 def reference_id(text: str) -> bytes:
@@ -46,24 +71,25 @@ def cut_shards(
     documents: Iterable[tuple[DocumentRow, list[Chunk]]],
     minimum: int,
     leave_out: Callable[[bytes, str], bool] | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[Shard]:
-    """Shards of ``minimum`` to ``MAXIMUM_OVER_MINIMUM * minimum`` rows (the last may be smaller).
+    """Shards of ``minimum`` to ``MAXIMUM_OVER_MINIMUM * minimum`` rows (the last may be smaller), each to be
+    closed by whoever takes it. Chunks wait in ``scratch``.
 
     ``leave_out(id, reference text)`` may drop a chunk that is not yet in the shard (a near-duplicate); it is
     asked in canonical order.
     """
     maximum = minimum * MAXIMUM_OVER_MINIMUM
-    shard = Shard()
+    shard = Shard(scratch)
     for document, chunks in documents:
         if len(shard.rows) >= minimum and is_boundary(document, minimum):
             yield shard
-            shard = Shard()
+            shard = Shard(scratch)
         part = here = 0
         for chunk in chunks:
             text = chunk.reference_text
             key = reference_id(text)
-            row = shard.rows.get(key)
-            if row is None:
+            if key not in shard.rows:
                 if leave_out is not None and leave_out(key, text):
                     continue
                 if len(shard.rows) >= maximum:
@@ -71,10 +97,9 @@ def cut_shards(
                         shard.documents.append((document, here, part))
                         part += 1
                     yield shard
-                    shard, here = Shard(), 0
-                row = shard.rows[key] = Row(key, chunk, [])
-            row.occurrences.append((len(shard.documents), chunk.start, chunk.end))
-            shard.occurrences += 1
+                    shard, here = Shard(scratch), 0
+                shard.add(key, chunk)
+            shard.occurs(key, chunk)
             here += 1
         shard.documents.append((document, here, part))
     if shard.documents:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import m3build
+from m3build.pipeline import chunk_spool
 from m3build.pipeline import merge as merge_module
 from m3build.pipeline.merge_check import merged_libraries, merged_settings
 from m3build_formats.bank import list_versions, open_bank, read_manifest
@@ -124,8 +125,10 @@ def two(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     ],
 )
 def test_a_merge_makes_the_bytes_of_one_build_of_all_sources(
-    seed: int, options: dict[str, Any], tmp_path: Path, tiny_llama: Path
+    seed: int, options: dict[str, Any], tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Shards are small here, and their chunks wait on disk all the same.
+    monkeypatch.setattr(chunk_spool, "BLOCK_CHUNKS", 3)
     draw = random.Random(seed)
     files = pool_of_files(draw)
     parts = [{name: text for name, text in files.items() if draw.random() < 0.55} for _ in range(3)]

@@ -36,8 +36,8 @@ def test_every_occurrence_of_every_document_is_kept_in_order(
     found: dict[str, list[tuple[int, str]]] = {row.id: [] for row, _ in corpus}
     for shard in cut_shards(corpus, minimum):
         here: list[tuple[str, int, str]] = []
-        for row in shard.rows.values():
-            here += [(shard.documents[at][0].id, start, row.chunk.text) for at, start, _ in row.occurrences]
+        for chunk, occurrences in zip(shard.chunks, shard.occurrences_by_row(), strict=True):
+            here += [(shard.documents[at][0].id, start, chunk.text) for at, start, _ in occurrences]
         for name, start, text in sorted(here):
             found[name].append((start, text))
     assert found == {row.id: [(c.start, c.text) for c in chunks] for row, chunks in corpus}
@@ -51,9 +51,9 @@ def test_shards_keep_their_bounds_and_fold_equal_texts(
     shards = list(cut_shards(corpus, minimum))
     for shard in shards:
         assert len(shard.rows) <= minimum * MAXIMUM_OVER_MINIMUM
-        texts = [row.chunk.text for row in shard.rows.values()]
+        texts = [chunk.text for chunk in shard.chunks]
         assert len(set(texts)) == len(texts)
-        assert all(row.id == reference_id(row.chunk.text) for row in shard.rows.values())
+        assert list(shard.rows.items()) == [(reference_id(text), at) for at, text in enumerate(texts)]
         assert sum(here for _, here, _ in shard.documents) == shard.occurrences
     assert all(len(shard.rows) >= minimum for shard in shards[:-1])
 
@@ -101,6 +101,6 @@ def test_what_is_left_out_is_asked_once_a_text_and_shard_and_not_written() -> No
         return text == "no"
 
     shards = list(cut_shards([document("d", ["yes", "no", "yes", "no"])], 10, leave_out))
-    assert [row.chunk.text for row in shards[0].rows.values()] == ["yes"]
+    assert [chunk.text for chunk in shards[0].chunks] == ["yes"]
     assert asked == ["yes", "no", "no"]
     assert shards[0].documents[0][1] == 2

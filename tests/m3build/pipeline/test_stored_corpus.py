@@ -123,8 +123,8 @@ def test_documents_come_back_as_they_went_in(minimum: int, tmp_path: Path) -> No
             (
                 [replace(item, chunks=here, part=part) for item, here, part in shard.documents],
                 [
-                    row(item.chunk, *(Occurrence(names[at], at, lo, hi) for at, lo, hi in item.occurrences))
-                    for item in shard.rows.values()
+                    row(each, *(Occurrence(names[at], at, lo, hi) for at, lo, hi in occurrences))
+                    for each, occurrences in zip(shard.chunks, shard.occurrences_by_row(), strict=True)
                 ],
             )
         )

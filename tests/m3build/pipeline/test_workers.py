@@ -16,6 +16,7 @@ from m3build.config import RunOptions
 from m3build.corpus import SourceFile, SourceRange
 from m3build.pipeline import pieces, units, vector_stage
 from m3build.pipeline.cut_units import CutTask
+from m3build.pipeline.piece_files import PieceFiles
 from m3build.pipeline.units import Unit
 from m3build.workers import Death, WorkerPool
 from m3build_formats.bank import read_manifest
@@ -177,7 +178,9 @@ def test_embedding_that_ends_two_workers_ends_the_build_and_says_so(
 
 
 def test_a_unit_that_no_worker_lives_to_read_is_not_tried_for_ever() -> None:
-    task = CutTask(Unit((SourceRange(SourceFile("/a.txt", "a.txt", 1, "text")),), 1), Path("d"), Path("c"))
+    task = CutTask(
+        Unit((SourceRange(SourceFile("/a.txt", "a.txt", 1, "text")),), 1), PieceFiles.of(Path(), "p")
+    )
     for _ in range(2):
         task = task.after(Death("was ended by SIGKILL", None))
     assert not task.poison
@@ -187,7 +190,7 @@ def test_a_unit_that_no_worker_lives_to_read_is_not_tried_for_ever() -> None:
 
 def test_a_record_is_given_up_after_two_deaths_of_which_the_first_may_be_of_the_fast_try() -> None:
     unit = Unit((SourceRange(SourceFile("/a.jsonl", "a.jsonl", 1, "jsonl")),), 1)
-    task = CutTask(unit, Path("d"), Path("c")).after(Death("died", None))
+    task = CutTask(unit, PieceFiles.of(Path(), "p")).after(Death("died", None))
     assert task.is_careful
     first = task.after(Death("died", ("cut", 0, 3)))
     assert first.poison == {("cut", 0, 3): "died"}
