@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from m3build.garbage import collect_rarely
+from m3build.own_process import set_up_process
 from m3build_cli.exit_codes import BUG, INTERRUPTED, TERMINATED, Terminated
 from m3build_formats.errors import M3Error, UsageError
 
@@ -134,7 +134,7 @@ def run(arguments: list[str] | None = None) -> None:
     """Entry point of the console script: never returns, ends with the exit code of what happened."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
-    collect_rarely()
+    set_up_process()
     signal.signal(signal.SIGTERM, _on_sigterm)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any, Final
 
-from m3build.garbage import collect_rarely
+from m3build.own_process import set_up_process
 from m3build.workers.frames import Frames, packed
 
 BEAT_SECONDS: Final = 1.0
@@ -87,7 +87,7 @@ def main() -> None:
     """Work until the build says no more, or is gone."""
     # Ctrl-C reaches every process of a terminal; what is to happen is for the build to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    collect_rarely()
+    set_up_process()
     answers = os.dup(1)
     os.dup2(2, 1)
     _Worker(answers).work()

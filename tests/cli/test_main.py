@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,28 @@ def test_light_commands_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, "system"), ("system", "system"), ("none", None)])
+def test_arrow_takes_its_memory_from_the_c_library_unless_told_otherwise(
+    given: str | None, taken: str | None
+) -> None:
+    code = (
+        "import atexit, os; from m3build_cli.main import run\n"
+        "def tell():\n"
+        "    import pyarrow\n"
+        "    print(os.environ['ARROW_DEFAULT_MEMORY_POOL'], pyarrow.default_memory_pool().backend_name)\n"
+        "atexit.register(tell); run(['--version'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    if given is not None:
+        environment["ARROW_DEFAULT_MEMORY_POOL"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    variable, backend = done.stdout.splitlines()[-1].split()
+    assert variable == (given or "system")
+    assert taken is None or backend == taken
 
 
 def test_a_path_that_is_no_bank_is_exit_2_and_one_line(
