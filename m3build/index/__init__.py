@@ -8,6 +8,7 @@ from m3build.index.parts import Part, build_part, open_part, write_part
 from m3build.index.searching import Found, PartedIndex, exact_search, measure_recall
 from m3build.index.spec import IndexSpec, choose_spec, parse_spec, sample_size, stored_bytes
 from m3build.index.state import IndexState, train
+from m3build.index.vector_file import VectorFile
 
 __all__ = [
     "Found",
@@ -15,6 +16,7 @@ __all__ = [
     "IndexState",
     "Part",
     "PartedIndex",
+    "VectorFile",
     "build_part",
     "choose_spec",
     "exact_search",

@@ -8,8 +8,8 @@ Design choices:
   embeddings and these arrays.
 - Inverted lists hold vectors themselves, not residuals: a part can then be searched without its centroids,
   which are not repeated in each of thousands of parts.
-- Training runs on one thread with FAISS's fixed seed, and takes the first vectors of the sample as it is
-  given: same sample, same bytes.
+- Training runs on one thread and takes the first vectors of the sample as it is given: same sample, same
+  bytes. With inverted lists the sample is read a block at a time and may lie on disk.
 - How many lists to probe is measured, not guessed. Randomly projected lexical vectors hardly cluster: for
   short questions among 45,000 chunks, 64 of 256 lists held 80 % of the answers that a scan finds, and nearly
   all lists get probed. IVF then costs little and gains little; vectors of a neural model gain much.
@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from m3build.index.kmeans import spherical_kmeans
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse_spec, sample_size
+from m3build.index.vector_file import Vectors
 from m3build_formats.errors import CorruptError, InputError, UsageError
 
 METRIC = "inner_product"
@@ -114,7 +116,7 @@ class IndexState:
 def train(
     spec: str,
     vectors: int,
-    sample: npt.NDArray[np.float16],
+    sample: Vectors,
     queries: Floats | None = None,
     *,
     probe_recall: float = PROBE_RECALL,
@@ -134,45 +136,38 @@ def train(
     dim = sample.shape[1]
     if chosen.storage == "PQ" and dim % chosen.m:
         raise UsageError(f"index {chosen}: {dim} dimensions cannot be divided into {chosen.m} equal parts")
-    sample = sample[: sample_size(chosen)]
-    chosen = _shrink(chosen, len(sample))
+    number = min(len(sample), sample_size(chosen))
+    chosen = _shrink(chosen, number)
     centroids, tables = np.zeros((0, dim), np.float32), np.zeros(0, np.float32)
     with one_thread():
         if chosen.lists:
-            clustering = faiss.Clustering(dim, chosen.lists)
-            clustering.niter = _KMEANS_ITERATIONS
-            clustering.spherical = True
-            clustering.min_points_per_centroid = 1
-            clustering.max_points_per_centroid = max(1, len(sample))
-            if not all(np.isfinite(block).all() for _, block in _blocks(sample)):
-                # FAISS would end the process at the first.
+            if not all(np.isfinite(block).all() for _, block in _blocks(sample, number)):
                 raise InputError(
                     "the embedder gives vectors that are not finite: no index can be trained on them"
                 )
-            # Vectors stay float16 but for the block in work.
-            clustering.decode_block_size = _BLOCK_ROWS
-            halves = np.ascontiguousarray(sample).view(np.uint8)
-            stored = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
-            clustering.train_encoded(halves, stored, faiss.IndexFlatIP(dim))
-            centroids = faiss.vector_to_array(clustering.centroids).reshape(chosen.lists, dim).copy()
+            # Evenly spaced: neighbours may be of one document.
+            begin = [number * place // chosen.lists for place in range(chosen.lists)]
+            centroids = spherical_kmeans(
+                np.concatenate([sample[at : at + 1] for at in begin]).astype(np.float32),
+                lambda: (block for _, block in _blocks(sample, number)),
+                _KMEANS_ITERATIONS,
+            )
         if chosen.storage == "SQ8":
             scalar = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit)
-            scalar.train(sample.astype(np.float32))
+            scalar.train(sample[:number].astype(np.float32))
             tables = faiss.vector_to_array(scalar.trained).copy()
         elif chosen.storage == "PQ":
             product = faiss.ProductQuantizer(dim, chosen.m, PQ_BITS)
-            product.train(sample.astype(np.float32))
+            product.train(sample[:number].astype(np.float32))
             tables = faiss.vector_to_array(product.centroids).copy()
     state = IndexState(chosen, dim, chosen.lists, centroids, tables)
     if not chosen.lists:
         return state
     if queries is None:
-        held_out = min(PROBE_QUERIES, len(sample) // 4)
-        sample, queries = (
-            sample[: len(sample) - held_out],
-            sample[len(sample) - held_out :].astype(np.float32),
-        )
-    return replace(state, probes=_choose_probes(state, sample, queries[:PROBE_QUERIES], probe_recall))
+        held_out = min(PROBE_QUERIES, number // 4)
+        queries = sample[number - held_out : number].astype(np.float32)
+        number -= held_out
+    return replace(state, probes=_choose_probes(state, sample, number, queries[:PROBE_QUERIES], probe_recall))
 
 
 def empty_index(state: IndexState) -> Any:
@@ -228,25 +223,25 @@ def _shrink(spec: IndexSpec, sample: int) -> IndexSpec:
     return replace(spec, lists=min(spec.lists, sample // 4))
 
 
-def _choose_probes(state: IndexState, sample: npt.NDArray[np.float16], queries: Floats, wanted: float) -> int:
-    """The smallest power of two of probed lists that finds ``wanted`` of the nearest sample vectors; all
-    lists if none does."""
-    neighbours = min(PROBE_NEIGHBOURS, len(sample))
+def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Floats, wanted: float) -> int:
+    """The smallest power of two of probed lists that finds ``wanted`` of the nearest of the first ``number``
+    sample vectors; all lists if none does."""
+    neighbours = min(PROBE_NEIGHBOURS, number)
     if not len(queries):
         return state.spec.lists
     coarse = coarse_index(state)
-    lists = np.empty(len(sample), np.int64)
+    lists = np.empty(number, np.int64)
     best = np.zeros((len(queries), 0), np.float32)
     near = np.zeros((len(queries), state.spec.lists), np.int64)
     with one_thread():
-        for first, block in _blocks(sample):
+        for first, block in _blocks(sample, number):
             lists[first : first + len(block)] = coarse.search(block, 1)[1][:, 0]
             best = highest(np.concatenate([best, queries @ block.T], axis=1), neighbours)
         # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
         # rounding of a sum.
         worst = best.min(axis=1, keepdims=True)
         least = worst - 1e-5 * np.abs(worst)
-        for first, block in _blocks(sample):
+        for first, block in _blocks(sample, number):
             query, row = np.nonzero(queries @ block.T >= least)
             np.add.at(near, (query, lists[first + row]), 1)
         _, order = coarse.search(queries, state.spec.lists)
@@ -262,8 +257,8 @@ def highest(scores: Floats, k: int) -> Floats:
     return scores if scores.shape[1] <= k else np.partition(scores, -k, axis=1)[:, -k:]
 
 
-def _blocks(sample: npt.NDArray[np.float16]) -> Iterator[tuple[int, Floats]]:
-    """Where each block of a sample begins, and the block as float32: a whole sample would be tens of
+def _blocks(sample: Vectors, number: int) -> Iterator[tuple[int, Floats]]:
+    """Where each block of the first ``number`` vectors begins, and the block as float32: all would be tens of
     megabytes."""
-    for first in range(0, len(sample), _BLOCK_ROWS):
-        yield first, sample[first : first + _BLOCK_ROWS].astype(np.float32)
+    for first in range(0, number, _BLOCK_ROWS):
+        yield first, sample[first : min(number, first + _BLOCK_ROWS)].astype(np.float32)

@@ -19,6 +19,7 @@ from m3build.embed.lexical import LexicalEmbedder
 from m3build.index import (
     IndexState,
     PartedIndex,
+    VectorFile,
     choose_spec,
     measure_recall,
     open_part,
@@ -79,21 +80,17 @@ def pieces_of(texts: Iterable[str]) -> list[str]:
 def train_index(
     spec: str, vectors: int, embedder: Embedder, places: Places, shards: Sequence[StagedShard], data: Path
 ) -> IndexState:
-    """The shared part of the index: coarse centroids where it has any, trained on references drawn by
-    hash."""
+    """The shared part of the index: coarse centroids where it has any, trained on references drawn by hash,
+    whose vectors wait on disk."""
     wanted = sample_size(choose_spec(spec, vectors))
-    sample = np.empty((0, embedder.dim), np.float16)
-    queries = None
-    if wanted:
-        sample = np.empty((min(wanted, len(places)), embedder.dim), np.float16)
-        first: list[str] = []
-        filled = 0
+    if not wanted or not shards:
+        return train(spec, vectors, np.empty((0, embedder.dim), np.float16))
+    first: list[str] = []
+    with VectorFile(embedder.dim, shards[0].scratch) as sample:
         for texts in _blocks(sample_texts(places, shards, data, wanted), EMBED_TEXTS):
-            sample[filled : filled + len(texts)] = embedder.embed(texts)
-            filled += len(texts)
+            sample.append(embedder.embed(texts))
             first += texts[: QUERY_REFERENCES - len(first)]
-        queries = embedder.embed_queries(pieces_of(first))
-    return train(spec, vectors, sample, queries)
+        return train(spec, vectors, sample, embedder.embed_queries(pieces_of(first)))
 
 
 def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
