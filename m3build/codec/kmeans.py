@@ -1,6 +1,6 @@
 """Lloyd's k-means for the large first-level codebooks, with the exact and fast assignment of nearest.py.
 
-FAISS trains everything else; but its k-means spends nearly all of its time in assignments, at half the speed
+FAISS trains the rest of it; but its k-means spends nearly all of its time in assignments, at half the speed
 of nearest.py on a CPU with AVX2 and further behind where bfloat16 products or a GPU are there, and two
 codebooks of 2^14 centroids dominate a codec's training. The method is the same: centroids start as random
 members of the sample, and one that loses all members splits the largest cluster.

@@ -3,7 +3,7 @@ many lists to probe.
 
 Design choices:
 
-- FAISS trains, but nothing trained lives in a FAISS file: the arrays are kept with the embedder, so an
+- Nothing trained lives in a FAISS file: the arrays are kept with the embedder, so an
   incremental build fills new parts with the same centroids, and every index file can be rebuilt from
   embeddings and these arrays.
 - Inverted lists hold vectors themselves, not residuals: a part can then be searched without its centroids,

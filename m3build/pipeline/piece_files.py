@@ -110,10 +110,11 @@ class RejectSink:
 
     def write(self, reject: Reject) -> None:
         """Take a reject."""
-        if self._stream is None:
-            self._stream = zstandard.open(self._temporary, "wt", encoding="ascii")
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = zstandard.open(self._temporary, "wt", encoding="ascii")
         # Escaped, so that a file name that is not UTF-8 (lone surrogates) comes back as it was.
-        self._stream.write(json.dumps(list(astuple(reject))) + "\n")
+        stream.write(json.dumps(list(astuple(reject))) + "\n")
 
     def __enter__(self) -> RejectSink:
         # What a worker that ended left there is not of this try.
