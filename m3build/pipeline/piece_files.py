@@ -68,11 +68,14 @@ class PieceFiles:
         return [_digest_of(self.documents), _digest_of(self.chunks), rejects]
 
     def move_to(self, other: PieceFiles) -> None:
-        """Give the files other names. Raises OSError where the disk does not take them."""
+        """Give the files other names, in place of any that have them. Raises OSError where the disk does not
+        take them."""
         os.replace(self.documents, other.documents)
         os.replace(self.chunks, other.chunks)
         if self.rejects.exists():
             os.replace(self.rejects, other.rejects)
+        else:
+            other.rejects.unlink(missing_ok=True)
 
 
 def write_piece(files: PieceFiles, cut: Iterable[tuple[Document, list[Chunk]]]) -> None:

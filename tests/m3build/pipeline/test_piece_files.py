@@ -120,3 +120,6 @@ def test_files_are_known_by_their_digests_and_move_together(tmp_path: Path) -> N
     assert [a == b for a, b in zip(there.digests(), found.digests, strict=True)] == [True, True, False]
     there.rejects.unlink()
     assert there.digests() == [*found.digests[:2], None]
+    write(here, FIRST)
+    there.move_to(here)
+    assert here.digests() == [*found.digests[:2], None]
