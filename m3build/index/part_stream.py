@@ -37,7 +37,7 @@ def can_stream(state: IndexState) -> bool:
 
 
 def stream_part(state: IndexState, blocks: Blocks, rows: int, write: Callable[[bytes], object]) -> None:
-    """Write the FAISS file of ``rows`` vectors."""
+    """Write the FAISS file of ``rows`` vectors. Raises ValueError if there are more or fewer."""
     faiss = load_faiss()
 
     index = empty_index(state)
@@ -48,14 +48,28 @@ def stream_part(state: IndexState, blocks: Blocks, rows: int, write: Callable[[b
     coder = empty_index(replace(state, spec=replace(state.spec, lists=0)))
     with one_thread():
         if state.spec.lists:
-            write(bytes(empty.removesuffix(_NO_LISTS)))
+            write(_without(empty, _NO_LISTS))
             _write_lists(state, blocks, rows, coder, write)
         else:
             # FAISS counts floats where it stores floats.
             size = rows * (state.dim if state.spec.storage == "Flat" else coder.sa_code_size())
-            write(bytes(empty.removesuffix(_COUNT.pack(0)) + _COUNT.pack(size)))
+            write(_without(empty, _COUNT.pack(0)) + _COUNT.pack(size))
+            written = 0
             for block in blocks():
                 write(_codes(coder, block).tobytes())
+                written += len(block)
+            _refuse_other_count(rows, written)
+
+
+def _without(data: bytearray, end: bytes) -> bytes:
+    if not data.endswith(end):
+        raise RuntimeError("FAISS writes an index without vectors in another way than this was made for")
+    return bytes(data[: -len(end)])
+
+
+def _refuse_other_count(rows: int, found: int) -> None:
+    if found != rows:
+        raise ValueError(f"{found} vectors for an index of {rows}")
 
 
 def without_centroids(index: Any, dim: int) -> None:
@@ -104,11 +118,9 @@ def _write_lists(
 def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int64]:
     """The list of each vector."""
     coarse = coarse_index(state)
-    assigned = np.empty(rows, np.int64)
-    at = 0
-    for block in blocks():
-        assigned[at : at + len(block)] = coarse.search(block.astype(np.float32), 1)[1][:, 0]
-        at += len(block)
+    nearest = [coarse.search(block.astype(np.float32), 1)[1][:, 0] for block in blocks()]
+    assigned: npt.NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *nearest])
+    _refuse_other_count(rows, len(assigned))
     return assigned
 
 

@@ -65,7 +65,7 @@ def write_part(
 ) -> None:
     """Write the FAISS file of one part, a piece at a time. ``embeddings`` gives its ``rows`` vectors, float16
     (any, dim) each, in order, as often as it is called; PQ and HNSW alone hold them all. Zero rows are
-    allowed."""
+    allowed. Raises ValueError for vectors of another dimension or, but for PQ and HNSW, another number."""
     faiss = load_faiss()
 
     if can_stream(state):

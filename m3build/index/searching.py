@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from m3build.index.kmeans import Floats
 from m3build.index.library import load_faiss
 from m3build.index.parts import Part
-from m3build.index.state import Floats, IndexState, coarse_index, highest
+from m3build.index.state import IndexState, coarse_index, highest
 from m3build_formats.errors import CorruptError
 
 NO_ROW = -1

@@ -3,9 +3,8 @@ many lists to probe.
 
 Design choices:
 
-- Nothing trained lives in a FAISS file: the arrays are kept with the embedder, so an
-  incremental build fills new parts with the same centroids, and every index file can be rebuilt from
-  embeddings and these arrays.
+- Nothing trained lives in a FAISS file: the arrays are kept with the embedder, so an incremental build fills
+  new parts with the same centroids, and every index file can be rebuilt from embeddings and these arrays.
 - Inverted lists hold vectors themselves, not residuals: a part can then be searched without its centroids,
   which are not repeated in each of thousands of parts.
 - Training runs on one thread and takes the first vectors of the sample as it is given: same sample, same
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m3build.index.kmeans import spherical_kmeans
+from m3build.index.kmeans import Floats, spherical_kmeans
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse_spec, sample_size
 from m3build.index.vector_file import Vectors
@@ -38,8 +37,6 @@ PROBE_QUERIES = 256
 _MAX_DIM = 65_536
 _KMEANS_ITERATIONS = 10
 _BLOCK_ROWS = 256
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,9 +121,10 @@ def train(
     """Train what the parts of an index share.
 
     ``spec``: ``auto`` or an allowed factory string; ``vectors``: how many the bank has; ``sample``: float16
-    (n, dim), n = 0 included, drawn uniformly, in an order that depends on the texts alone, at most
-    ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32 (q, dim), what searches
-    will look like (the last of the sample if None); with IVF the fewest lists (a power of two) are probed
+    (n, dim), an array or a ``VectorFile``, n = 0 included, drawn uniformly, in an order that depends on the
+    texts alone, at most ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32
+    (q, dim), what searches will look like (the last of the sample if None); with IVF the fewest lists (a power
+    of two) are probed
     that find ``probe_recall`` of the true ten nearest sample vectors. Raises UsageError for a spec that is
     not allowed or does not fit the dimensions, InputError for vectors that are not finite.
     """

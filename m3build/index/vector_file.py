@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,8 @@ class Vectors(Protocol):
 
 
 class VectorFile:
-    """Float16 vectors in an unnamed file in ``directory`` (that for temporary files if None). A context
-    manager; ``append`` and reading raise OSError when the disk does not take or give them."""
+    """Float16 vectors in an unnamed file in ``directory`` (that for temporary files if None). To be closed;
+    ``append`` and reading raise OSError when the disk does not take or give them."""
 
     def __init__(self, dim: int, directory: Path | None = None) -> None:
         self._dim = dim
@@ -55,10 +54,6 @@ class VectorFile:
         data = self._file.read(max(0, last - first) * size)
         return np.frombuffer(data, np.float16).reshape(-1, self._dim)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Forget the vectors."""
         self._file.close()

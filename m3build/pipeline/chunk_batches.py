@@ -52,7 +52,7 @@ def chunks_of(batch: Any, first: int, count: int) -> list[Chunk]:
     rows = batch.slice(first, count)
     texts, titles = rows.column("text").to_pylist(), rows.column("title").to_pylist()
     starts, ends = rows.column("start").to_pylist(), rows.column("end").to_pylist()
-    # A shard's rows wait in memory: as Python integers their tokens would take ten times as much.
+    # As Python integers the tokens of a batch would take ten times as much.
     ids, token_ends = _lists(rows.column("token_ids"), "I"), _lists(rows.column("token_ends"), "H")
     return [Chunk(*columns) for columns in zip(texts, starts, ends, titles, ids, token_ends, strict=True)]
 

@@ -5,7 +5,7 @@ measure recall.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -86,7 +86,7 @@ def train_index(
     if not wanted or not shards:
         return train(spec, vectors, np.empty((0, embedder.dim), np.float16))
     first: list[str] = []
-    with VectorFile(embedder.dim, shards[0].scratch) as sample:
+    with closing(VectorFile(embedder.dim, shards[0].scratch)) as sample:
         for texts in _blocks(sample_texts(places, shards, data, wanted), EMBED_TEXTS):
             sample.append(embedder.embed(texts))
             first += texts[: QUERY_REFERENCES - len(first)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ DIM = 16
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((10, DIM)).astype(np.float16)
-    with VectorFile(DIM, tmp_path) as file:
+    with closing(VectorFile(DIM, tmp_path)) as file:
         assert file.shape == (0, DIM)
         assert file[:5].shape == (0, DIM)
         for begin in range(0, 10, 4):
@@ -32,7 +33,7 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", ["SQ8", "IVF8,SQfp16", "IVF4,PQ4"])
 def test_an_index_is_trained_on_a_file_as_on_an_array(spec: str) -> None:
     rows = np.random.default_rng(1).standard_normal((12_000, DIM)).astype(np.float16)
-    with VectorFile(DIM) as file:
+    with closing(VectorFile(DIM)) as file:
         file.append(rows)
         found, expected = train(spec, 100_000, file).to_arrays(), train(spec, 100_000, rows).to_arrays()
     assert found.keys() == expected.keys()
