@@ -123,10 +123,10 @@ def train(
     ``spec``: ``auto`` or an allowed factory string; ``vectors``: how many the bank has; ``sample``: float16
     (n, dim), an array or a ``VectorFile``, n = 0 included, drawn uniformly, in an order that depends on the
     texts alone, at most ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32
-    (q, dim), what searches will look like (the last of the sample if None); with IVF the fewest lists (a power
-    of two) are probed
-    that find ``probe_recall`` of the true ten nearest sample vectors. Raises UsageError for a spec that is
-    not allowed or does not fit the dimensions, InputError for vectors that are not finite.
+    (q, dim), what searches will look like (the last of the sample if None); with IVF the fewest lists (a
+    power of two) are probed that find ``probe_recall`` of the true ten nearest sample vectors. Raises
+    UsageError for a spec that is not allowed or does not fit the dimensions, InputError for vectors that are
+    not finite.
     """
     faiss = load_faiss()
 
