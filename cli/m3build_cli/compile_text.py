@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from m3build.pipeline.drift_report import WORDS, Drift
 from m3build.pipeline.reproduce import Reproduction
 from m3build.pipeline.result import CompileResult
@@ -47,11 +49,19 @@ def describe_result(result: CompileResult) -> str:
     if facts["unsupported_files"]:
         lines.append(f"  passed over {facts['unsupported_files']:,} files of kinds that are not read")
     if facts["rejects"]:
-        lines.append(f"  rejected    {facts['rejects']:,} records, listed in the bank:")
+        lines.append(f"  rejected    {rejected(facts)}:")
         lines += [f"    {r.source}, {r.where}: {r.reason}" for r in result.rejects]
         if facts["rejects"] > len(result.rejects):
             lines.append("    …")
     return "\n".join(lines)
+
+
+def rejected(facts: dict[str, Any]) -> str:
+    """How many records were rejected, and whether the bank lists them."""
+    listed = "listed in the bank"
+    if facts["unlisted"]:
+        listed += f" but for the last {facts['unlisted']:,} entries: its list is full"
+    return f"{facts['rejects']:,} records, {listed}"
 
 
 def describe_reproduction(result: Reproduction) -> str:

@@ -69,7 +69,9 @@ def left_out(facts: dict[str, Any]) -> str:
         (facts["excluded"], "excluded"),
         (facts["unsupported_files"], "files of other kinds"),
     ]
-    return ", ".join(f"{count:,} {name}" for count, name in parts if count) or "nothing"
+    named = ", ".join(f"{count:,} {name}" for count, name in parts if count) or "nothing"
+    full = f"; {facts['unlisted']:,} are not in its list, which is full" if facts["unlisted"] else ""
+    return named + full
 
 
 def recall(index: dict[str, Any]) -> str:

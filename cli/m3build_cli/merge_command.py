@@ -74,6 +74,7 @@ def command(
 
 def _lines(result: MergeResult) -> Iterator[str]:
     from m3build.plan import in_both_units
+    from m3build_cli.compile_text import rejected
 
     facts = result.to_json()["info"]
     yield (
@@ -94,4 +95,4 @@ def _lines(result: MergeResult) -> Iterator[str]:
     )
     yield f"  on disk     {in_both_units(facts['bytes']['total'])}"
     if facts["rejects"]:
-        yield f"  rejected    {facts['rejects']:,} records, listed in the bank"
+        yield f"  rejected    {rejected(facts)}"

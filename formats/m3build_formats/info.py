@@ -34,6 +34,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "empty_documents": manifest.counts["empty_documents"],
         "rejects": manifest.counts["rejects"],
         "unsupported_files": manifest.counts["unsupported_files"],
+        "unlisted": unlisted(manifest),
         "excluded": manifest.counts.get("excluded", 0),
         "cold": manifest.cold,
         "exclude": excluded_patterns(manifest),
@@ -68,6 +69,14 @@ def excluded_patterns(manifest: Manifest) -> list[str]:
     settings = manifest.sources.get("settings")
     found = settings.get("exclude") if isinstance(settings, dict) else None
     return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+
+
+def unlisted(manifest: Manifest) -> int:
+    """How many rejects and unsupported files the list of rejects has no line for, since it was full (SPEC 13)
+    or, in a bank that another program wrote, is not there."""
+    listed = manifest.files.rejects
+    left_out = manifest.counts["rejects"] + manifest.counts["unsupported_files"]
+    return max(0, left_out - ((listed.rows or 0) if listed else 0))
 
 
 def _named(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:

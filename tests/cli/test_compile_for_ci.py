@@ -89,6 +89,25 @@ def test_progress_as_json_has_every_stage_with_counts_and_rejects(
     assert all({"rate", "eta", "seconds"} <= set(line) for line in stages)
 
 
+def test_a_list_of_rejects_that_is_full_is_said_by_compile_and_info(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_smaller_corpus(tmp_path / "corpus")
+    good = json.dumps({"text": sentence(7000)})
+    (tmp_path / "corpus" / "more.jsonl").write_text("nonsense\n" * 5 + f"{good}\n" * 5, encoding="utf-8")
+    monkeypatch.setattr("m3build_formats.rejects_file.MAX_REJECTS_TEXT_BYTES", 500)
+    assert compiled(tmp_path, tiny_llama) == 0
+    said = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(["info", str(tmp_path / "bank"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["unlisted"] < facts["rejects"] + facts["unsupported_files"]
+    assert f"the last {facts['unlisted']:,} entries: its list is full" in said
+    with pytest.raises(SystemExit):
+        run(["info", str(tmp_path / "bank")])
+    assert f"{facts['unlisted']:,} are not in its list" in capsys.readouterr().out
+
+
 def _raises(error: BaseException) -> Any:
     def fail(*_: object, **__: object) -> None:
         raise error

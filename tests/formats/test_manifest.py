@@ -356,6 +356,7 @@ def test_info_has_the_facts_and_counts_each_file_once(manifest: Manifest) -> Non
         size for name, size in sizes.items() if ".chunks." in name or ".documents." in name
     )
     assert facts["chunks"] == 47
+    assert facts["unlisted"] == 0
     assert facts["shards"] == 2
     assert facts["model"]["memory_layers"] == [0, 2]
     assert facts["codec"]["value_error"] is None
