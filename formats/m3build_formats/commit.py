@@ -36,7 +36,14 @@ from m3build_formats.bank import list_versions, manifest_name, read_manifest
 from m3build_formats.data_directory import Content, DataDirectory
 from m3build_formats.entries import FileEntry
 from m3build_formats.errors import BusyError, CorruptError, ResourceError, UsageError
-from m3build_formats.layout import BUILD_DIRECTORY, DATA_DIRECTORY, LOCK_FILE, MAX_VERSION, VERSIONS_DIRECTORY
+from m3build_formats.layout import (
+    BUILD_DIRECTORY,
+    DATA_DIRECTORY,
+    LOCK_FILE,
+    MAX_MANIFEST_BYTES,
+    MAX_VERSION,
+    VERSIONS_DIRECTORY,
+)
 from m3build_formats.manifest import BaseVersion, Manifest, VersionContents
 from m3build_formats.manifest_check import manifest_problems
 
@@ -154,6 +161,11 @@ class BankWriter:
         if problems := manifest_problems(manifest.to_json()):
             raise ValueError("no valid manifest: " + "; ".join(map(str, problems[:5])))
         data = manifest.to_bytes()
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ResourceError(
+                f"{self.path}: the manifest of version {version} would have {len(data):,} bytes, and "
+                f"format 1 allows {MAX_MANIFEST_BYTES:,}: divide the bank"
+            )
         for name, (_, entry) in sorted(manifest.all_files().items()):
             if not self.data.has_size(entry):
                 raise CorruptError(

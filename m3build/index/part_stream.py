@@ -18,8 +18,10 @@ import numpy.typing as npt
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.state import IndexState, coarse_index, empty_index
 
-# Lists are collected so many bytes at a time, with a pass over the vectors each.
+# Lists are collected so many bytes at a time, with a pass over the vectors each; more of a large part, or the
+# passes would take longer than all else.
 COLLECTED_BYTES = 4 << 20
+MOST_PASSES = 32
 # Where the number of vectors stands: after the type and the dimensions.
 _VECTORS_AT = 8
 _COUNT = struct.Struct("<Q")
@@ -125,10 +127,11 @@ def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int6
 
 
 def _groups(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Neighbouring lists together, COLLECTED_BYTES of them at most unless one has more."""
+    """Neighbouring lists together, no more bytes than are collected at a time unless one has more."""
+    most = max(COLLECTED_BYTES, int(sizes.sum()) // MOST_PASSES)
     first = total = 0
     for number, size in enumerate(sizes.tolist()):
-        if total and total + size > COLLECTED_BYTES:
+        if total and total + size > most:
             yield first, number
             first = number
             total = 0

@@ -32,6 +32,7 @@ from m3build.pipeline.drift import measure_drift
 from m3build.pipeline.file_hashes import FileHashes
 from m3build.pipeline.ledger import Ledger
 from m3build.pipeline.libraries import library_versions
+from m3build.pipeline.manifest_limit import manifest_problem
 from m3build.pipeline.memory_stage import MemoryWriter
 from m3build.pipeline.notes import codec_note, exclusion_notes
 from m3build.pipeline.pieces import keep_pieces
@@ -49,7 +50,14 @@ from m3build.records import Reject
 from m3build.workers import default_workers
 from m3build_formats.bank import is_bank, list_versions, read_manifest
 from m3build_formats.commit import BankWriter
-from m3build_formats.errors import CorruptError, InputError, M3Error, MismatchError, UsageError
+from m3build_formats.errors import (
+    CorruptError,
+    InputError,
+    M3Error,
+    MismatchError,
+    ResourceError,
+    UsageError,
+)
 from m3build_formats.manifest import BankFileEntries, FileEntry, Manifest, VersionContents
 from m3build_formats.rejects_file import RejectRow, write_rejects
 
@@ -148,6 +156,8 @@ def compile_bank(
         key = code_key(model, model_facts["fingerprint"], codec)
         encode = None
         if not settings.text_only:
+            if (problem := manifest_problem(counts["chunks"], codec.row_bytes)) is not None:
+                raise ResourceError(problem)
             encode = stack.enter_context(codec.row_encoder(model, run.batch_tokens))
         # Whoever builds anew with text only wants to be rid of the memories.
         stored = None if settings.text_only and run.rebuild else old
@@ -358,7 +368,7 @@ def _refuse_other_file(option: str, given: str | None, old: FileEntry | None, ne
 
 def _write_rejects(corpus: ChunkedCorpus, sharded: ShardedCorpus, writer: BankWriter) -> FileEntry | None:
     def rows() -> Iterator[RejectRow]:
-        for reject in chain(corpus.rejects(), sharded.rejects):
+        for reject in chain(corpus.rejects(), sharded.rejects()):
             yield RejectRow(reject.source, reject.where, reject.reason, reject.kind)
 
     if next(rows(), None) is None:

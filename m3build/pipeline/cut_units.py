@@ -19,7 +19,8 @@ from m3build.chunking import Chunker, ChunkOptions
 from m3build.corpus import Exclusion, SourceOptions, SourceRange, read_range
 from m3build.corpus.source import WHOLE_FILE
 from m3build.pipeline.known_documents import KnownDocuments
-from m3build.pipeline.piece_files import PieceFiles, RejectSink, write_piece
+from m3build.pipeline.piece_files import PieceFiles, write_piece
+from m3build.pipeline.reject_lines import RejectSink
 from m3build.pipeline.units import Unit
 from m3build.records import Document, Reject
 from m3build.workers import Death, Tell
@@ -117,7 +118,7 @@ def cut_unit(
                 yield record
 
     before = known.found
-    with RejectSink(task.files) as rejects:
+    with RejectSink(task.files.rejects) as rejects:
         write_piece(task.files, known.cut_many(documents(), chunker, one_by_one=task.is_careful))
     return CutUnit(
         task.files.digests(),

@@ -1,7 +1,7 @@
 """Memories of each shard: only references that no shard and no earlier version has yet go through the model.
 
-A shard's rows are fixed in width, so they are filled in place in a scratch file, in whatever order batches
-come, and then streamed in row order.
+A shard's rows are fixed in width, so they are put into a scratch file in whatever order batches come, and
+then streamed in row order.
 
 A build of text only encodes nothing: what is stored somewhere already is kept, all other rows are cold, and a
 shard whose rows are all cold has no memories file.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger, piece_key
 from m3build.pipeline.places import Places
+from m3build.pipeline.row_file import RowFile
 from m3build.pipeline.shard_stage import StagedShard
 from m3build.pipeline.written import cold_mask, memory_rows, reference_ids
 from m3build.progress import Stage
@@ -218,40 +220,33 @@ class MemoryWriter:
             self.counts["cold"] += shard.rows
             stage.advance(shard.rows)
             return None
-        path = self._scratch / "rows.bin"
-        rows: NDArray[np.uint8] = np.memmap(path, np.uint8, "w+", shape=(max(shard.rows, 1), self._row_bytes))
-        try:
+        step = max(1, STREAM_BYTES // self._row_bytes)
+        with closing(RowFile(self._row_bytes, self._scratch)) as rows:
             missing = self._copy(shard, rows, stage)
             if self._encode is None:
                 self.counts["cold"] += len(missing)
                 stage.advance(len(missing))
                 if len(missing) == shard.rows:
                     return None
-                rows[missing] = empty_rows(1, self._row_bytes, self._codes_bytes)
+                for lo in range(0, len(missing), step):
+                    cold = missing[lo : lo + step]
+                    rows.put(cold, empty_rows(len(cold), self._row_bytes, self._codes_bytes))
             else:
                 self._fill(shard, rows, missing, self._encode, stage)
-            step = max(1, STREAM_BYTES // self._row_bytes)
-            return write_memories(
-                self._data,
-                (np.asarray(rows[lo : min(lo + step, shard.rows)]) for lo in range(0, shard.rows, step)),
-                self._row_bytes,
-            )
-        finally:
-            del rows
-            path.unlink(missing_ok=True)
+            return write_memories(self._data, rows.blocks(shard.rows, step), self._row_bytes)
 
     def _fill(
-        self, shard: StagedShard, rows: NDArray[np.uint8], missing: list[int], encode: Encode, stage: Stage
+        self, shard: StagedShard, rows: RowFile, missing: list[int], encode: Encode, stage: Stage
     ) -> None:
         for lo in range(0, len(missing), WINDOW_REFERENCES):
             window = missing[lo : lo + WINDOW_REFERENCES]
             for indices, codes in encode(shard.references(window)):
-                rows[[window[i] for i in indices]] = codes
+                rows.put([window[i] for i in indices], codes)
                 self.counts["encoded"] += len(indices)
                 stage.advance(len(indices))
 
-    def _copy(self, shard: StagedShard, rows: NDArray[np.uint8], stage: Stage) -> list[int]:
-        """Fill the rows that are stored somewhere already; returns the others, ascending."""
+    def _copy(self, shard: StagedShard, rows: RowFile, stage: Stage) -> list[int]:
+        """Put the rows that are stored somewhere already; returns the others, ascending."""
         missing: list[int] = []
         found: dict[MemoryRows, list[tuple[int, int]]] = defaultdict(list)
         repeated: set[MemoryRows] = set()
@@ -277,7 +272,7 @@ class MemoryWriter:
         for source, pairs in found.items():
             here, there = np.array(pairs, np.int64).T
             copied = source.memories(there)
-            rows[here] = copied
+            rows.put(here, copied)
             cold = cold_rows(copied, self._codes_bytes)
             missing += here[cold].tolist()
             warm = len(pairs) - int(cold.sum())

@@ -8,20 +8,19 @@ than once, and a file of which every line is bad takes no more memory than any o
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
-import zstandard
 
 from m3build.pipeline.chunk_batches import CHUNKS, chunk_batch, chunks_of
 from m3build.pipeline.known_documents import cut_key
-from m3build.records import Chunk, Document, Reject
+from m3build.pipeline.whole_files import place, temporary_of
+from m3build.records import Chunk, Document
 from m3build_formats.canonical_json import canonical_json
 from m3build_formats.shard_tables import DocumentRow
 
@@ -102,42 +101,6 @@ def read_piece(files: PieceFiles) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
                 at += document.chunks
 
 
-class RejectSink:
-    """Writes the rejects of a piece as they come, a line of JSON each; the file appears under its name when
-    the block ends well, and not at all without a reject. Raises OSError when the disk does not take it."""
-
-    def __init__(self, files: PieceFiles) -> None:
-        self._path = files.rejects
-        self._temporary = _temporary(files.rejects)
-        self._stream: IO[str] | None = None
-
-    def write(self, reject: Reject) -> None:
-        """Take a reject."""
-        stream = self._stream
-        if stream is None:
-            stream = self._stream = zstandard.open(self._temporary, "wt", encoding="ascii")
-        # Escaped, so that a file name that is not UTF-8 (lone surrogates) comes back as it was.
-        stream.write(json.dumps(list(astuple(reject))) + "\n")
-
-    def __enter__(self) -> RejectSink:
-        # What a worker that ended left there is not of this try.
-        self._path.unlink(missing_ok=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            _place(self._temporary, self._path, kind is None)
-
-
-def read_rejects(files: PieceFiles) -> Iterator[Reject]:
-    """The rejects of a piece, in order."""
-    if files.rejects.exists():
-        with zstandard.open(files.rejects, "rt", encoding="ascii") as lines:
-            for line in lines:
-                yield Reject(*json.loads(line))
-
-
 def _digest_of(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -183,7 +146,7 @@ class _ArrowSink:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
-        self._temporary = _temporary(path)
+        self._temporary = temporary_of(path)
         self._stream = pa.OSFile(str(self._temporary), "wb")
         # Pieces stay under build/, and would be several times the corpus.
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
@@ -198,19 +161,4 @@ class _ArrowSink:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
         self._stream.close()
-        _place(self._temporary, self._path, kind is None)
-
-
-def _temporary(path: Path) -> Path:
-    # Of this process alone: a worker whose build is gone may still be about to end.
-    return path.with_suffix(f".{os.getpid()}.tmp")
-
-
-def _place(temporary: Path, path: Path, is_whole: bool) -> None:
-    """A file that is whole gets its name, any other goes."""
-    if is_whole:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    else:
-        temporary.unlink(missing_ok=True)
+        place(self._temporary, self._path, kind is None)

@@ -22,7 +22,8 @@ from m3build.pipeline.cut_units import CutJob, CutTask, CutUnit, cut_unit
 from m3build.pipeline.file_hashes import FileHash, FileHashes
 from m3build.pipeline.known_documents import KnownDocuments, list_documents
 from m3build.pipeline.ledger import Ledger, piece_key
-from m3build.pipeline.piece_files import PieceFiles, read_piece, read_rejects
+from m3build.pipeline.piece_files import PieceFiles, read_piece
+from m3build.pipeline.reject_lines import read_rejects
 from m3build.pipeline.units import Unit
 from m3build.records import Chunk, Reject
 from m3build.workers import WorkerPool
@@ -35,10 +36,12 @@ BYTES_A_WORKER = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class PlannedPiece:
-    """A unit with the hashes of its files by path, the key of its piece, and that if it is there."""
+    """A unit with the hashes of its files by path, those of them that had another size when their ranges were
+    cut, the key of its piece, and that if it is there."""
 
     unit: Unit
     hashes: dict[str, FileHash]
+    moved: frozenset[str]
     key: str
     found: Piece | None
 
@@ -56,7 +59,7 @@ class Piece:
 
     def rejects(self) -> Iterator[Reject]:
         """The rejects of the unit, in order."""
-        return read_rejects(self.files)
+        return read_rejects(self.files.rejects)
 
     def rows(self) -> Iterator[tuple[DocumentRow, list[Chunk]]]:
         """Its documents with their chunks, in order, a record batch at a time."""
@@ -106,7 +109,9 @@ class PieceMaker:
             hashed[path] = hashed.get(path) or self._last.get(path) or self._hashes.of(path)
             self._last = {path: hashed[path]}
         key = self._key(unit, {p: h.sha256 for p, h in hashed.items()})
-        return PlannedPiece(unit, hashed, key, self._finished(key))
+        sizes = {item.file.path: item.file.bytes for item in unit.ranges}
+        moved = frozenset(p for p, h in hashed.items() if h.stamp and h.stamp.bytes != sizes[p])
+        return PlannedPiece(unit, hashed, moved, key, self._finished(key))
 
     def make(self, planned: Sequence[PlannedPiece]) -> Generator[Piece]:
         """The pieces of all units, in order. Pieces that no unit has are looked through for documents. Raises
@@ -140,13 +145,13 @@ class PieceMaker:
         job = CutJob(self._chunker.tokenizer_json(), self._chunker.options, self._options, listed)
         with WorkerPool[CutTask, CutUnit](job, workers, self._directory, CutTask.after) as pool:
             for task, found in zip(tasks, pool.results(tasks), strict=True):
-                for reject in read_rejects(task.files):
+                for reject in read_rejects(task.files.rejects):
                     self._on_reject(reject)
                 yield found
 
     def _keep(self, planned: PlannedPiece, found: CutUnit) -> Piece:
         self.cut += found.cut
-        changed = [path for path, hashed in planned.hashes.items() if not hashed.still_holds(path)]
+        changed = sorted(planned.moved | {p for p, h in planned.hashes.items() if not h.still_holds(p)})
         names = {item.file.path: item.file.name for item in planned.unit.ranges}
         self.changing += [names[path] for path in changed]
         self.poisoned |= found.is_poisoned

@@ -28,6 +28,7 @@ from m3build.model import LoadedModel, MemoryShape, ShapeRequest, load_model, lo
 from m3build.model.memory3_file import asked_codec
 from m3build.model.source import find_model, weight_files
 from m3build.pipeline.codec_stage import PreparedCodec
+from m3build.pipeline.manifest_limit import manifest_problem
 from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.sharder import MAXIMUM_OVER_MINIMUM
 from m3build.pipeline.units import units_of
@@ -143,6 +144,8 @@ def plan_build(
     if seconds is not None and settings.text_only:
         seconds.pop("encode")
     embedder = make_embedder(settings.embedder)
+    row_bytes = code_bytes(memory) + position_bytes(memory)
+    problem = None if settings.text_only else manifest_problem(count, row_bytes)
     return Plan(
         references=count,
         counted=counted,
@@ -164,7 +167,7 @@ def plan_build(
         flops_each=write_flops(sizes, memory, shape.memory_layers[-1]),
         seconds=seconds,
         text_only=settings.text_only,
-        notes=tuple(codec.warnings),
+        notes=(*codec.warnings, *([problem] if problem else [])),
     )
 
 

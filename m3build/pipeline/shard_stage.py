@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from m3build.corpus import IdRegistry
 from m3build.pipeline.places import Places
+from m3build.pipeline.reject_lines import RejectSink, read_rejects
 from m3build.pipeline.sharder import Shard, cut_shards
 from m3build.records import Chunk, Reject
 from m3build_formats.data_directory import FileTarget
@@ -64,7 +65,11 @@ class ShardedCorpus:
     shards: tuple[StagedShard, ...]
     places: Places
     counts: dict[str, int]
-    rejects: tuple[Reject, ...]
+    rejects_path: Path
+
+    def rejects(self) -> Iterator[Reject]:
+        """Documents that were left out, in order."""
+        return read_rejects(self.rejects_path)
 
 
 def shard_corpus(
@@ -84,7 +89,6 @@ def shard_corpus(
     scratch.mkdir(parents=True, exist_ok=True)
     places = Places(scratch / "places.sqlite")
     counts: Counter[str] = Counter()
-    rejects: list[Reject] = []
 
     def leave_out(key: bytes, text: str) -> bool:
         if near_duplicate is None or not near_duplicate(key, text):
@@ -93,12 +97,13 @@ def shard_corpus(
         return True
 
     def refuse(reject: Reject) -> None:
-        rejects.append(reject)
+        rejects.write(reject)
         counts["rejects"] += 1
         on_reject(reject)
 
     shards: list[StagedShard] = []
-    with ExitStack() as on_failure, IdRegistry() as registry:
+    kept = scratch / "rejects.jsonl.zst"
+    with ExitStack() as on_failure, IdRegistry() as registry, RejectSink(kept) as rejects:
         on_failure.callback(places.close)
         admitted = _admit(documents, registry, refuse, counts)
         cut = cut_shards(admitted, minimum, leave_out if near_duplicate else None, scratch)
@@ -113,7 +118,7 @@ def shard_corpus(
             tell(sum(part == 0 for _, _, part in shard.documents))
         on_failure.pop_all()
     counts["duplicates"] = counts["occurrences"] - counts["distinct"]
-    return ShardedCorpus(tuple(shards), places, dict(counts), tuple(rejects))
+    return ShardedCorpus(tuple(shards), places, dict(counts), kept)
 
 
 def _admit(

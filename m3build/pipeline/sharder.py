@@ -2,8 +2,10 @@
 
 Documents come in canonical order. A shard may close only where a document begins, once it has its minimum of
 chunks: at the first document whose id hash falls below its chunk count over that minimum, so that boundaries
-lie about one minimum apart whether documents are long or short; or anywhere at its maximum. Where a shard
-ends thus depends on nearby documents alone, and an edit moves the boundaries only up to the next common one.
+lie about one minimum apart whether documents are long or short; or anywhere at its maximum. Where texts come
+again and again, so that few of them make rows, every eighth occurrence or document counts as a row does: it
+takes memory too. Where a shard ends thus depends on nearby documents alone, and an edit moves the boundaries
+only up to the next common one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from m3build.records import Chunk
 from m3build_formats.shard_tables import DocumentRow
 
 MAXIMUM_OVER_MINIMUM = 4
+# Occurrences and documents that count as one row.
+MENTIONS_A_ROW = 8
 
 
 class Shard:
@@ -38,6 +42,11 @@ class Shard:
     def occurrences(self) -> int:
         """How many there are of all references."""
         return len(self._occurrences) // 4
+
+    @property
+    def mentions(self) -> int:
+        """Occurrences and documents together."""
+        return self.occurrences + len(self.documents)
 
     def add(self, key: bytes, chunk: Chunk) -> None:
         """Add a reference that is not there yet."""
@@ -73,31 +82,35 @@ def cut_shards(
     leave_out: Callable[[bytes, str], bool] | None = None,
     scratch: Path | None = None,
 ) -> Iterator[Shard]:
-    """Shards of ``minimum`` to ``MAXIMUM_OVER_MINIMUM * minimum`` rows (the last may be smaller), each to be
-    closed by whoever takes it. Chunks wait in ``scratch``.
+    """Shards of ``minimum`` to ``MAXIMUM_OVER_MINIMUM * minimum`` rows, to be closed by whoever takes them.
+    The last may be smaller, and so may one with ``MENTIONS_A_ROW`` times as many occurrences and documents.
+    Chunks wait in ``scratch``.
 
     ``leave_out(id, reference text)`` may drop a chunk that is not yet in the shard (a near-duplicate); it is
     asked in canonical order.
     """
     maximum = minimum * MAXIMUM_OVER_MINIMUM
+    most_mentions = maximum * MENTIONS_A_ROW
     shard = Shard(scratch)
     for document, chunks in documents:
-        if len(shard.rows) >= minimum and is_boundary(document, minimum):
+        size = max(len(shard.rows), shard.mentions // MENTIONS_A_ROW)
+        if shard.mentions >= most_mentions or (size >= minimum and is_boundary(document, minimum)):
             yield shard
             shard = Shard(scratch)
         part = here = 0
         for chunk in chunks:
             text = chunk.reference_text
             key = reference_id(text)
-            if key not in shard.rows:
-                if leave_out is not None and leave_out(key, text):
-                    continue
-                if len(shard.rows) >= maximum:
-                    if here:
-                        shard.documents.append((document, here, part))
-                        part += 1
-                    yield shard
-                    shard, here = Shard(scratch), 0
+            is_new = key not in shard.rows
+            if is_new and leave_out is not None and leave_out(key, text):
+                continue
+            if (is_new and len(shard.rows) >= maximum) or shard.mentions >= most_mentions:
+                if here:
+                    shard.documents.append((document, here, part))
+                    part += 1
+                yield shard
+                shard, here, is_new = Shard(scratch), 0, True
+            if is_new:
                 shard.add(key, chunk)
             shard.occurs(key, chunk)
             here += 1

@@ -35,7 +35,7 @@ from m3build.pipeline.written import embedding_blocks, reference_texts, texts_of
 from m3build.progress import Stage
 from m3build.workers import Death, Tell, WorkerPool
 from m3build_formats.data_directory import DataDirectory
-from m3build_formats.errors import ResourceError
+from m3build_formats.errors import InputError, ResourceError
 from m3build_formats.manifest import FileEntry
 from m3build_formats.shard_tables import write_embeddings, write_index
 
@@ -85,12 +85,18 @@ def train_index(
     wanted = sample_size(choose_spec(spec, vectors))
     if not wanted or not shards:
         return train(spec, vectors, np.empty((0, embedder.dim), np.float16))
-    first: list[str] = []
     with closing(VectorFile(embedder.dim, shards[0].scratch)) as sample:
         for texts in _blocks(sample_texts(places, shards, data, wanted), EMBED_TEXTS):
             sample.append(embedder.embed(texts))
-            first += texts[: QUERY_REFERENCES - len(first)]
-        return train(spec, vectors, sample, embedder.embed_queries(pieces_of(first)))
+        return train(spec, vectors, sample, _drawn_queries(embedder, places, shards, data))
+
+
+def _drawn_queries(
+    embedder: Embedder, places: Places, shards: Sequence[StagedShard], data: Path
+) -> NDArray[np.float32]:
+    """Vectors of pieces of references that are drawn by hash from all of the corpus: the first of a larger
+    draw would be those of its first shards."""
+    return embedder.embed_queries(pieces_of(sample_texts(places, shards, data, QUERY_REFERENCES)))
 
 
 def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -238,14 +244,20 @@ def _make(
 ) -> ShardVectors:
     def vectors() -> Iterator[NDArray[np.float16]]:
         for texts in reference_texts(data.path, chunks):
-            yield embedder.embed(texts)
+            embedded = embedder.embed(texts)
+            if not np.isfinite(embedded).all():
+                raise InputError(f"embedder {embedder.name}: some of its vectors are not finite")
+            yield embedded
             advance(len(texts))
 
     embeddings = write_embeddings(data, vectors(), embedder.dim)
     give_back_freed_memory()
 
     def blocks() -> Iterator[NDArray[np.float16]]:
-        return embedding_blocks(data.path, embeddings)
+        for block in embedding_blocks(data.path, embeddings):
+            yield block
+            # No row is done, but whoever watches over a worker hears that it gets on.
+            advance(0)
 
     rows = embeddings.rows or 0
     index = write_index(data, lambda write: write_part(state, blocks, rows, write))
@@ -266,9 +278,7 @@ def index_recall(
     step = max(1, -(-rows // RECALL_VECTORS))
     chosen = written[::step]
     shards = [shard for shard, _ in written]
-    queries = embedder.embed_queries(
-        pieces_of(islice(sample_texts(places, shards, data, QUERY_REFERENCES), QUERY_REFERENCES))
-    )
+    queries = _drawn_queries(embedder, places, shards, data)
 
     def opener(shard: StagedShard, vectors: ShardVectors) -> Callable[[], Any]:
         return lambda: open_part(state, memoryview((data / vectors.index.name).read_bytes()), shard.rows)

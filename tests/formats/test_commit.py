@@ -145,6 +145,17 @@ def test_contents_that_make_no_manifest_are_refused_before_anything_is_written(b
     assert temporary_files(bank) == []
 
 
+def test_a_manifest_that_readers_would_refuse_is_not_made(
+    bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3build_formats.commit.MAX_MANIFEST_BYTES", 1000)
+    with pytest.raises(ResourceError, match="format 1 allows 1,000"):
+        add_version(bank)
+    assert list_versions(bank) == [1]
+    monkeypatch.undo()
+    assert add_version(bank).version == 2
+
+
 def test_a_version_never_names_a_file_that_is_not_there(bank: Path) -> None:
     with BankWriter(bank) as writer:
         base = writer.current()

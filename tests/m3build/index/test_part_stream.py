@@ -33,6 +33,7 @@ def test_a_part_has_the_bytes_that_faiss_writes(
     state = train(spec, 10_000, vectors(4000, 1))
     embeddings = [vectors(rows)[: rows // 3], vectors(rows)[rows // 3 :]]
     streamed = {}
+    monkeypatch.setattr(module, "MOST_PASSES", 1 << 30)
     # One list at a time, some at a time, all at once.
     for size in (1, 4096, 1 << 22):
         monkeypatch.setattr(module, "COLLECTED_BYTES", size)
@@ -46,6 +47,7 @@ def test_a_part_has_the_bytes_that_faiss_writes(
 @pytest.mark.parametrize("spec", ["SQfp16", "IVF16,SQfp16"])
 def test_memory_does_not_grow_with_the_vectors_of_a_part(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COLLECTED_BYTES", 1 << 14)
+    monkeypatch.setattr(module, "MOST_PASSES", 1 << 30)
     state = train(spec, 10_000, vectors(4000, 1))
     # What FAISS holds is not traced: it must be given none of the vectors to keep.
     made: list[Any] = []

@@ -6,20 +6,16 @@ import gzip
 import tracemalloc
 from pathlib import Path
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from m3build.chunking import Chunker, ChunkOptions
 from m3build.corpus import SourceOptions, discover
 from m3build.pipeline.cut_units import CutTask, CutUnit, cut_unit
 from m3build.pipeline.known_documents import KnownDocuments, list_documents
-from m3build.pipeline.piece_files import PieceFiles, RejectSink, read_rejects
+from m3build.pipeline.piece_files import PieceFiles
+from m3build.pipeline.reject_lines import RejectSink, read_rejects
 from m3build.pipeline.units import units_of
 from m3build.records import Reject
-
-FIRST, SECOND = Reject("a.txt", "file", "one"), Reject("b.txt", "line 2", "two", "unsupported")
 
 
 def cut(source: Path, files: PieceFiles) -> CutUnit:
@@ -54,54 +50,10 @@ def test_memory_does_not_grow_with_the_rejects_of_a_file(tmp_path: Path) -> None
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert found.counts == {"rejects": lines}
-        wheres = [reject.where.split(",")[0] for reject in read_rejects(files)]
+        wheres = [reject.where.split(",")[0] for reject in read_rejects(files.rejects)]
         assert wheres == [f"line {number + 1}" for number in range(lines)]
     # Some 300 bytes each as objects. The first round is for what is imported and filled once.
     assert peaks[2] - peaks[1] < 50 * (many - few), peaks
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    rejects=st.lists(
-        st.builds(
-            Reject,
-            st.text(st.characters()),  # lone surrogates too, from names that are not UTF-8
-            st.text(),
-            st.text(),
-            st.sampled_from(["reject", "unsupported"]),
-        ),
-        max_size=6,
-    )
-)
-def test_rejects_come_back_as_they_were(
-    tmp_path_factory: pytest.TempPathFactory, rejects: list[Reject]
-) -> None:
-    files = PieceFiles.of(tmp_path_factory.mktemp("piece"), "p")
-    with RejectSink(files) as sink:
-        for reject in rejects:
-            sink.write(reject)
-    assert list(read_rejects(files)) == rejects
-    assert files.rejects.exists() == bool(rejects)
-
-
-def write(files: PieceFiles, *rejects: Reject | None) -> None:
-    """Write rejects, and fail at the first that is none."""
-    with RejectSink(files) as sink:
-        for reject in rejects:
-            if reject is None:
-                raise KeyboardInterrupt
-            sink.write(reject)
-
-
-def test_rejects_of_an_earlier_try_do_not_stay(tmp_path: Path) -> None:
-    files = PieceFiles.of(tmp_path, "p")
-    write(files, FIRST, SECOND)
-    assert list(read_rejects(files)) == [FIRST, SECOND]
-    write(files)
-    assert list(read_rejects(files)) == []
-    with pytest.raises(KeyboardInterrupt):
-        write(files, FIRST, None)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_are_known_by_their_digests_and_move_together(tmp_path: Path) -> None:
@@ -120,6 +72,7 @@ def test_files_are_known_by_their_digests_and_move_together(tmp_path: Path) -> N
     assert [a == b for a, b in zip(there.digests(), found.digests, strict=True)] == [True, True, False]
     there.rejects.unlink()
     assert there.digests() == [*found.digests[:2], None]
-    write(here, FIRST)
+    with RejectSink(here.rejects) as sink:
+        sink.write(Reject("a.txt", "file", "one"))
     there.move_to(here)
     assert here.digests() == [*found.digests[:2], None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from m3build.bank import open_bank
 from m3build.pipeline import build as build_module
 from m3build.pipeline import cut_units, file_hashes, unchanged, units
 from m3build_formats.bank import list_versions, read_manifest
+from m3build_formats.errors import ResourceError
 from m3build_formats.rollback import rollback
 from m3build_formats.store_evaluation import store_evaluation
 
@@ -255,6 +258,41 @@ def test_damaged_records_cost_work_and_nothing_else(
     result = again(place, tiny_llama)
     assert not result.changed
     assert result.encoded == result.cut == 0
+
+
+def test_a_bank_that_is_too_large_for_a_manifest_is_refused_before_anything_is_encoded(
+    place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3build.pipeline.manifest_limit.MAX_MANIFEST_BYTES", 40)
+    (place / "corpus" / "new.txt").write_text(sentence(7000), encoding="utf-8")
+    with pytest.raises(ResourceError, match=r"divide the corpus"):
+        again(place, tiny_llama)
+    assert count_encoded() == 0
+    assert list_versions(place / "bank") == [1]
+
+
+def test_lines_that_are_added_after_a_file_was_found_are_in_the_next_build(
+    place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(monkeypatch)
+    original, load = build_module.source_options, build_module._load
+    # So that the file is cut into ranges, up to the size that it had when it was found.
+    monkeypatch.setattr(build_module, "source_options", lambda s: replace(original(s), range_bytes=200))
+    lines = [json.dumps({"text": sentence(number)}) + "\n" for number in range(8000, 8030)]
+    (place / "corpus" / "log.jsonl").write_text("".join(lines[:20]), encoding="utf-8")
+
+    def while_loading(*given: Any) -> Any:
+        with (place / "corpus" / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(lines[20:])
+        return load(*given)
+
+    monkeypatch.setattr(build_module, "_load", while_loading)
+    first = again(place, tiny_llama)
+    assert any("log.jsonl changed while it was read" in note for note in first.notes)
+    monkeypatch.setattr(build_module, "_load", load)
+    second = again(place, tiny_llama)
+    assert second.manifest.counts["documents"] == first.manifest.counts["documents"] + 10
+    assert not again(place, tiny_llama).changed
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken_for_what_it_was(

@@ -6,10 +6,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3build.pipeline.sharder import MAXIMUM_OVER_MINIMUM, Shard, cut_shards, is_boundary, reference_id
+from m3build.pipeline.sharder import (
+    MAXIMUM_OVER_MINIMUM,
+    MENTIONS_A_ROW,
+    Shard,
+    cut_shards,
+    is_boundary,
+    reference_id,
+)
 from m3build.records import Chunk
 from m3build_formats.shard_tables import DocumentRow
 
@@ -55,7 +63,10 @@ def test_shards_keep_their_bounds_and_fold_equal_texts(
         assert len(set(texts)) == len(texts)
         assert list(shard.rows.items()) == [(reference_id(text), at) for at, text in enumerate(texts)]
         assert sum(here for _, here, _ in shard.documents) == shard.occurrences
-    assert all(len(shard.rows) >= minimum for shard in shards[:-1])
+        assert shard.mentions <= minimum * MAXIMUM_OVER_MINIMUM * MENTIONS_A_ROW + 1
+    assert all(
+        len(shard.rows) >= minimum or shard.mentions >= minimum * MENTIONS_A_ROW for shard in shards[:-1]
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,6 +102,33 @@ def test_boundaries_are_about_one_minimum_apart_whatever_the_length_of_documents
         rows = [replace(document(f"{length}-{i}", [])[0], chunks=length) for i in range(count)]
         chunks_apart = count * length / sum(is_boundary(row, 500) for row in rows)
         assert 400 < chunks_apart < 650
+
+
+@pytest.mark.parametrize("texts", [["the same"], ["the same"] * 7, ["left out"], []])
+def test_a_shard_closes_however_few_texts_its_documents_have(texts: list[str]) -> None:
+    corpus = [document(f"doc-{at}", texts) for at in range(4000)]
+    shards = list(cut_shards(corpus, 16, lambda key, text: text == "left out"))
+    assert len(shards) >= 4000 // (16 * MAXIMUM_OVER_MINIMUM * MENTIONS_A_ROW)
+    assert max(shard.mentions for shard in shards) <= 16 * MAXIMUM_OVER_MINIMUM * MENTIONS_A_ROW + 1
+    assert [row.id for shard in shards for row, _, part in shard.documents if not part] == [
+        row.id for row, _ in corpus
+    ]
+
+
+def test_one_document_that_repeats_itself_is_divided() -> None:
+    shards = list(cut_shards([document("d", ["again"] * 1000)], 2))
+    assert [part for shard in shards for _, _, part in shard.documents] == list(range(len(shards)))
+    assert sum(shard.occurrences for shard in shards) == 1000
+    assert max(shard.mentions for shard in shards) <= 2 * MAXIMUM_OVER_MINIMUM * MENTIONS_A_ROW + 1
+
+
+def test_an_edit_changes_only_the_shards_around_it_where_texts_repeat_too() -> None:
+    corpus = [document(f"doc-{i}", [f"label {i % 3}"]) for i in range(6000)]
+    before = names(list(cut_shards(corpus, 16)))
+    after = names(list(cut_shards([*corpus[:3000], document("new", ["a"]), *corpus[3000:]], 16)))
+    changed = [shard for shard in after if shard not in set(before)]
+    assert len(before) > 20
+    assert 1 <= len(changed) <= 4
 
 
 def test_what_is_left_out_is_asked_once_a_text_and_shard_and_not_written() -> None:
