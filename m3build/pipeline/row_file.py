@@ -10,21 +10,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m3build_formats.atomic import resource_errors
+
 
 class RowFile:
     """Rows of ``row_bytes`` bytes, in an unnamed file in ``directory``. A row that was never put holds zeros
     or is missing at the end.
 
-    Written and read by calls, not through a mapping: where the disk is full a call raises OSError, while a
-    mapping ends the process with SIGBUS.
+    Written and read by calls, not through a mapping: where the disk is full a call says so, while a mapping
+    ends the process with SIGBUS. Raises ResourceError where the disk does not take or give them.
     """
 
     def __init__(self, row_bytes: int, directory: Path) -> None:
         self._row_bytes = row_bytes
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+        self._doing = f"cannot keep memories in {directory} until their shard is whole"
+        with resource_errors(self._doing):
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
 
     def put(self, rows: Sequence[int] | NDArray[np.int64], values: NDArray[np.uint8]) -> None:
-        """Write ``values`` (n, row bytes) as these rows. Raises OSError when the disk does not take them."""
+        """Write ``values`` (n, row bytes) as these rows."""
         numbers = np.asarray(rows, np.int64)
         if not len(numbers):
             return
@@ -36,11 +40,11 @@ class RowFile:
             self._write(int(first) * self._row_bytes, run.tobytes())
 
     def blocks(self, rows: int, step: int) -> Iterator[NDArray[np.uint8]]:
-        """The first ``rows`` rows, ``step`` at a time: (at most step, row bytes) each. Raises OSError when
-        they cannot be read."""
+        """The first ``rows`` rows, ``step`` at a time: (at most step, row bytes) each."""
         for first in range(0, rows, step):
             count = min(step, rows - first)
-            data = os.pread(self._file.fileno(), count * self._row_bytes, first * self._row_bytes)
+            with resource_errors(self._doing):
+                data = os.pread(self._file.fileno(), count * self._row_bytes, first * self._row_bytes)
             yield np.frombuffer(data, np.uint8).reshape(count, self._row_bytes)
 
     def close(self) -> None:
@@ -50,5 +54,6 @@ class RowFile:
     def _write(self, at: int, data: bytes) -> None:
         view = memoryview(data)
         while view.nbytes:
-            written = os.pwrite(self._file.fileno(), view, at)
+            with resource_errors(self._doing):
+                written = os.pwrite(self._file.fileno(), view, at)
             view, at = view[written:], at + written

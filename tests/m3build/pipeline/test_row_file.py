@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3build.pipeline.row_file import RowFile
+from m3build_formats.errors import ResourceError
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,5 +64,5 @@ def test_what_the_disk_takes_in_parts_is_written_whole_and_a_full_disk_is_an_err
     with closing(RowFile(3, tmp_path)) as file:
         file.put(range(10), rows)
         assert np.array_equal(next(file.blocks(10, 10)), rows)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ResourceError, match=r"cannot keep memories in .*: .*space"):
             file.put([10], rows[:1])
