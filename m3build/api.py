@@ -6,7 +6,7 @@ functions.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from m3build.config import CompileOptions, RunOptions
@@ -31,7 +31,8 @@ def compile(
 
     ``sources`` are directories, files and globs; ``bank`` is a directory, made if it is not there.
     ``options`` are the fields of ``m3build.config.CompileOptions`` and ``RunOptions``, named as on the
-    command line with underscores (``model=``, ``sparse_tokens=`` …). Raises the errors of
+    command line with underscores (``model=``, ``sparse_tokens=`` …); those that may be given more than once
+    take one string or several. Raises the errors of
     ``m3build_formats.errors``, each for one way to fail.
     """
     from m3build.pipeline.build import compile_bank
@@ -40,12 +41,18 @@ def compile(
     run_fields, compile_fields = RunOptions.__dataclass_fields__, CompileOptions.__dataclass_fields__
     if unknown := sorted(set(options) - set(run_fields) - set(compile_fields)):
         raise UsageError(f"compile knows no option {', '.join(unknown)}")
+    given = {k: _names(v) if k in ("keep_fields", "exclude", "readmit") else v for k, v in options.items()}
     return compile_bank(
         [os.fspath(s) for s in listed],
         bank,
-        CompileOptions(**{k: v for k, v in options.items() if k in compile_fields}),
-        RunOptions(**{k: v for k, v in options.items() if k in run_fields}),
+        CompileOptions(**{k: v for k, v in given.items() if k in compile_fields}),
+        RunOptions(**{k: v for k, v in given.items() if k in run_fields}),
     )
+
+
+def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """Names or patterns, of which one may be given alone."""
+    return (given,) if isinstance(given, str) else None if given is None else tuple(given)
 
 
 def merge(
@@ -129,7 +136,7 @@ def rollback(
     """
     from m3build_formats.rollback import rollback as roll_back
 
-    return roll_back(bank, version, quick=quick, readmit=readmit, wait_seconds=wait_seconds)
+    return roll_back(bank, version, quick=quick, readmit=_names(readmit) or (), wait_seconds=wait_seconds)
 
 
 def evaluate(
@@ -151,7 +158,7 @@ def evaluate(
     text = options.get("text", ())
     listed = [text] if isinstance(text, str | os.PathLike) else list(text)
     given = {**options, "text": tuple(os.fspath(source) for source in listed)}
-    given["require"] = tuple(options.get("require", ()))
+    given["require"] = _names(options.get("require")) or ()
     for name in ("queries", "qrels", "reference_file", "model"):
         if given.get(name) is not None:
             given[name] = os.fspath(given[name])

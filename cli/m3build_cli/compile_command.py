@@ -5,13 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
 from m3build.config import CompileOptions, RunOptions
 from m3build.progress import Progress
-from m3build_cli.output import device_option, json_option, print_json, trust_remote_code_option
+from m3build_cli.output import (
+    PathOf,
+    device_option,
+    json_option,
+    not_empty,
+    print_json,
+    trust_remote_code_option,
+)
 from m3build_cli.progress import progress_for
 from m3build_cli.result_file import result_file
 from m3build_formats.errors import MismatchError
@@ -25,12 +32,13 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     "-o",
     "--output",
     "bank",
-    type=click.Path(path_type=Path),
+    type=PathOf(path_type=Path),
     help="The bank: a directory, made if it is not there.",
 )
 @click.option(
     "--model",
     metavar="DIR_OR_ID",
+    callback=not_empty,
     help="A transformers directory or hub id; safetensors only.  [default: m3-mini, part of m3build]",
 )
 @click.option("--plan", is_flag=True, help="Print what the build would cost, then stop.")
@@ -199,7 +207,7 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     "result_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write how it ended to this file, as JSON, whatever happens.",
+    help="Write how it ended to this file, as JSON, whatever happens once the options are understood.",
 )
 @click.option(
     "--reproduce",
@@ -226,8 +234,8 @@ def command(
     """Compile SOURCES into a bank, or make the bank equal to SOURCES again.
 
     SOURCES are directories, files, globs, or - for JSON lines on standard input: txt, md, rst, html, jsonl,
-    json, csv, tsv, parquet, arrow and feather, each also as .gz, .bz2, .xz or .zst. Options that are not
-    given are taken from the bank.
+    json, csv, tsv, parquet, arrow and feather, each also as .gz, .bz2, .xz or .zst. In directories, hidden
+    files and banks are passed over. Options that are not given are taken from the bank.
 
     \b
     Examples:
@@ -285,7 +293,7 @@ def _build(
     from m3build.pipeline.build import compile_bank
     from m3build_cli.compile_text import describe_result
 
-    outcome = compile_bank(sources, bank, options, run, progress=listener, standard_input=sys.stdin.buffer)
+    outcome = compile_bank(sources, bank, options, run, progress=listener, standard_input=_standard_input())
     return outcome.to_json(), describe_result(outcome)
 
 
@@ -295,5 +303,10 @@ def _build_again(
     from m3build.pipeline.reproduce import reproduce
     from m3build_cli.compile_text import describe_reproduction
 
-    found = reproduce(sources, bank, options, run, listener, sys.stdin.buffer)
+    found = reproduce(sources, bank, options, run, listener, _standard_input())
     return found.to_json(), describe_reproduction(found)
+
+
+def _standard_input() -> BinaryIO | None:
+    """Standard input; None where whoever started us closed it."""
+    return sys.stdin.buffer if sys.stdin is not None else None

@@ -47,12 +47,15 @@ def describe_result(result: CompileResult) -> str:
     if facts["empty_documents"]:
         lines.append(f"  empty       {facts['empty_documents']:,} documents without text")
     if facts["unsupported_files"]:
-        lines.append(f"  passed over {facts['unsupported_files']:,} files of kinds that are not read")
+        lines.append(
+            f"  passed over {facts['unsupported_files']:,} files of kinds that are not read"
+            f" (m3build info {result.bank} --rejects)"
+        )
     if facts["rejects"]:
         lines.append(f"  rejected    {rejected(facts)}:")
         lines += [f"    {r.source}, {r.where}: {r.reason}" for r in result.rejects]
         if facts["rejects"] > len(result.rejects):
-            lines.append("    …")
+            lines.append(f"    … (all: m3build info {result.bank} --rejects)")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ transformers, faiss or pyarrow.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -113,17 +114,20 @@ def _read_config(path: Path) -> dict[str, Any]:
         parameters = _parameters(name)
         if unknown := sorted(key for key in table if key.replace("_", "-") not in parameters):
             raise UsageError(f"{path}: [{name}] knows no option {', '.join(unknown)}")
-        values[name] = {parameters[key.replace("_", "-")]: value for key, value in table.items()}
+        values[name] = {}
+        for key, value in table.items():
+            option = parameters[key.replace("_", "-")]
+            # An option that may be repeated takes a list; one value alone is meant as a list of one.
+            one = option.multiple and not isinstance(value, list)
+            values[name][option.name or ""] = [value] if one else value
     return values
 
 
-def _parameters(command: str) -> dict[str, str]:
-    """Parameter of a command by each of its long options, without the dashes."""
+def _parameters(command: str) -> dict[str, click.Option]:
+    """Options of a command by each of their long names, without the dashes."""
     found = cli.get_command(click.Context(cli), command)
     options = [p for p in found.params if isinstance(p, click.Option)] if found else []
-    return {
-        long.removeprefix("--"): p.name or "" for p in options for long in p.opts if long.startswith("--")
-    }
+    return {long.removeprefix("--"): p for p in options for long in p.opts if long.startswith("--")}
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
@@ -163,13 +167,20 @@ def run(arguments: list[str] | None = None) -> None:
     except MemoryError:
         _end("out of memory: lower --batch-tokens or --shard-chunks, or use a larger machine", 6, debug)
     except OSError as error:
-        _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 6, debug)
+        _end(_words(error), 6, debug)
     except Exception as error:  # noqa: BLE001 - the outermost place: whatever else comes here is a bug and says so
         _end(
             f"a bug in m3build: {type(error).__name__}: {error}. Run again with --debug for a traceback",
             BUG,
             debug,
         )
+
+
+def _words(error: OSError) -> str:
+    said = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        said += "; make room for the bank and for temporary files, then run the same command again to go on"
+    return said
 
 
 def _end(message: str, code: int, debug: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from m3build_cli.output import json_option, print_json
+from m3build_cli.output import PathOf, json_option, print_json
 from m3build_cli.progress import progress_for
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command("merge")
-@click.argument("banks", nargs=-1, metavar="BANK BANK...", type=click.Path(path_type=Path))
+@click.argument("banks", nargs=-1, metavar="BANK BANK...", type=PathOf(path_type=Path))
 @click.option(
     "-o",
     "--output",
     "out",
-    type=click.Path(path_type=Path),
+    type=PathOf(path_type=Path),
     help="The new bank: a directory that is not there, or empty.",
 )
 @click.option(

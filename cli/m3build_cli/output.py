@@ -17,9 +17,26 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class PathOf(click.Path):
+    """A path that is not empty: an unset variable of a script must not mean the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As ``click.Path`` does."""
+        if value == "":
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback of an option that takes a directory or a name."""
+    if value == "":
+        raise click.BadParameter("it is empty", ctx, param)
+    return value
+
+
 def bank_argument(function: F) -> F:
     """BANK, a directory."""
-    return click.argument("bank", type=click.Path(path_type=Path))(function)
+    return click.argument("bank", type=PathOf(path_type=Path))(function)
 
 
 def version_option(function: F) -> F:

@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from m3build_cli.exit_codes import exit_code_of
+from m3build_cli.exit_codes import INTERRUPTED, TERMINATED, exit_code_of
+from m3build_formats.errors import UsageError
 
 
 class ResultFile:
@@ -44,15 +45,26 @@ class ResultFile:
 @contextmanager
 def result_file(path: Path | None) -> Iterator[ResultFile]:
     """A result file for the time of the block: ends with what was put, or with the exception that ended it.
-    ``path`` None writes none."""
+    ``path`` None writes none. Raises UsageError where its directory is not there."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"--result {path}: {path.parent} is no directory")
     file = ResultFile(path)
     file.write({"outcome": "running", "pid": os.getpid()})
     try:
         yield file
     except BaseException as error:
-        words = error.format_message() if isinstance(error, click.ClickException) else str(error)
         code = exit_code_of(error)
-        file.write({"outcome": "failed", "exit_code": code, "error": type(error).__name__, "message": words})
+        file.write(
+            {"outcome": "failed", "exit_code": code, "error": type(error).__name__, "message": _words(error)}
+        )
         raise
     outcome = "failed" if file.exit_code else "done"
     file.write({"outcome": outcome, "exit_code": file.exit_code, "result": file.result})
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if exit_code_of(error) in (INTERRUPTED, TERMINATED):
+        return "stopped: run the same command again to go on"
+    return str(error)

@@ -66,6 +66,9 @@ def command(
             }
         )
         return
+    shown = facts.heads[0][0] if layer is None and facts.heads else layer
+    # Before anything is printed: it may be a layer without memory.
+    marks = kept_by_heads(facts, shown, head) if facts.kept is not None and shown is not None else Counter()
     click.echo(f"chunk    {facts.id}")
     for source in facts.sources:
         position = f", at {source.position:,}" if source.position else ""
@@ -77,8 +80,6 @@ def command(
     if facts.kept is None:
         click.echo("kept     this chunk has no memory yet: it is made at first retrieval\n\n" + text)
         return
-    shown = facts.heads[0][0] if layer is None else layer
-    marks = kept_by_heads(facts, shown, head)
     of = f"head {head}" if head is not None else "all heads together"
     click.echo(f"kept     {len(marks)} tokens by layer {shown}, {of}\n")
     colours = sys.stdout.isatty()

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from m3build_formats.atomic import open_directory, open_regular, resource_errors
 from m3build_formats.errors import CorruptError, MismatchError, ResourceError, UsageError
-from m3build_formats.layout import MANIFEST_NAME, MAX_MANIFEST_BYTES, VERSIONS_DIRECTORY
+from m3build_formats.layout import (
+    DATA_DIRECTORY,
+    LOCK_FILE,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    VERSIONS_DIRECTORY,
+)
 from m3build_formats.manifest import DIGEST_TAIL_BYTES, Manifest, digest_of_tail, parse_manifest
 
 if TYPE_CHECKING:
@@ -142,6 +148,15 @@ def open_bank(
 def is_bank(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` has the directory of versions that makes it a bank."""
     return os.path.isdir(os.path.join(path, VERSIONS_DIRECTORY))
+
+
+def looks_like_bank(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is a bank, an unfinished one too: by the directories that banks have and a manifest
+    or a lock file, since other directories may have one called ``versions``."""
+    if not (is_bank(path) and os.path.isdir(os.path.join(path, DATA_DIRECTORY))):
+        return False
+    names = os.listdir(os.path.join(path, VERSIONS_DIRECTORY))
+    return os.path.exists(os.path.join(path, LOCK_FILE)) or any(map(MANIFEST_NAME.fullmatch, names))
 
 
 def _open_versions(path: str | os.PathLike[str]) -> int:

@@ -21,6 +21,7 @@ from m3build.corpus.read import unreadable
 from m3build.corpus.source import WHOLE_FILE, BadInput, SourceFile
 from m3build.corpus.walk import NOT_REGULAR, walk
 from m3build.records import Reject
+from m3build_formats.bank import looks_like_bank
 from m3build_formats.errors import UsageError
 
 STANDARD_INPUT = "-"
@@ -44,7 +45,7 @@ def discover(
     too.
 
     ``standard_input`` is the spooled file that ``-`` stands for. Raises UsageError for a path that does not
-    exist, a glob that matches nothing, and ``-`` without a spooled file.
+    exist or is a bank, a glob that matches nothing, and ``-`` without a spooled file.
     """
     if not sources:
         raise UsageError("no SOURCE given: name a directory, a file, a glob, or - for standard input")
@@ -107,6 +108,8 @@ def _expand_path(path: str) -> Iterator[_Found]:
         yield _Found(absolute, name, True, BadInput(WHOLE_FILE, unreadable(error)))
         return
     if stat.S_ISDIR(mode):
+        if looks_like_bank(absolute):
+            raise UsageError(f"{path} is a bank: name what it was made of, or join banks with m3build merge")
         yield from _walked(absolute)
     elif stat.S_ISREG(mode):
         yield _Found(absolute, name, True)

@@ -50,7 +50,8 @@ def document_of_record(
         return Reject(
             file.name,
             where,
-            f"a lone surrogate, or bytes that are not {options.encoding}, in the text or a kept field",
+            f"a lone surrogate, or bytes that are not {options.encoding}, in the text or a kept field;"
+            " give --encoding or --encoding-errors replace",
         )
     return Document(identity, file.name, position, text, title, metadata)
 

@@ -1,5 +1,5 @@
 """Walks a directory: regular files below it, links followed, never a cycle, hidden files and directories
-skipped.
+skipped, and banks: one that is made inside its own sources would be read by the next build.
 
 Real directories are walked before linked ones and every directory once, so that links to places already
 walked add nothing (their files are in, under their own path) and no web of links can make the walk explode.
@@ -17,6 +17,7 @@ from typing import Literal
 
 from m3build.corpus.read import unreadable
 from m3build.corpus.source import WHOLE_FILE, BadInput
+from m3build_formats.bank import looks_like_bank
 
 _Directory = tuple[int, int]
 
@@ -43,6 +44,8 @@ def walk(top: str) -> Iterator[tuple[str, BadInput | None]]:
                     yield below, BadInput(WHOLE_FILE, "a link to a directory that it lies in; not followed")
                 continue
             visited.add(here)
+            if looks_like_bank(path):
+                continue
             with os.scandir(path) as entries:
                 found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:

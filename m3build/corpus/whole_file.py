@@ -34,7 +34,9 @@ def read_bytes(file: SourceFile, options: SourceOptions) -> bytes:
             f"more than {options.max_document_bytes:,} bytes; raise --max-document-bytes or split the file",
         )
     if is_newline_safe(options.encoding) and looks_binary(data[:HEAD_BYTES]):
-        raise BadInput(WHOLE_FILE, "looks binary, not like text", "unsupported")
+        # Its name says that it is text: what is lost here is not passed over.
+        hint = "; if it is UTF-16 without a byte order mark, give --encoding utf-16-le"
+        raise BadInput(WHOLE_FILE, f"looks binary, not like text{hint}")
     return data
 
 

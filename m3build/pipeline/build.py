@@ -125,6 +125,7 @@ def compile_bank(
             ledger,
             hashes,
             workers,
+            exclusion.matched.total(),
             watch,
         )
         try:
@@ -319,7 +320,7 @@ def _find(sources: Sequence[str]) -> tuple[list[SourceFile], list[Reject]]:
 
 def _with_standard_input(files: list[SourceFile], stream: BinaryIO | None, build: Path) -> list[SourceFile]:
     if stream is None:
-        raise UsageError("- reads standard input, and this call has none")
+        raise UsageError("- reads standard input, which is closed or was not given")
     return sorted([*files, spool_standard_input(stream, build)], key=lambda file: file.name)
 
 

@@ -91,8 +91,9 @@ class CorpusReading:
     """Every piece of the corpus, made or found while its documents are asked for: whoever takes them works
     while workers cut what follows.
 
-    ``found`` are the rejects of discovery, ``workers`` the processes to cut with. Raises InputError when
-    ``found`` alone pass the limit.
+    ``found`` are the rejects of discovery, ``workers`` the processes to cut with, ``excluded_files`` how many
+    files are not among ``files`` since they are excluded. Raises InputError when ``found`` alone pass the
+    limit.
     """
 
     def __init__(
@@ -107,10 +108,12 @@ class CorpusReading:
         ledger: Ledger,
         hashes: FileHashes,
         workers: int,
+        excluded_files: int,
         progress: Progress,
     ) -> None:
         self._files, self._found, self._options = files, found, options
         self._progress = progress
+        self._excluded_files = excluded_files
         self.gate = RejectGate(limit, progress.rejected)
         self._counts: Counter[str] = Counter()
         for reject in found:
@@ -157,7 +160,8 @@ class CorpusReading:
             why = f"; the first reject: {gate.first[0].source}: {gate.first[0].reason}" if gate.first else ""
             raise InputError(
                 f"nothing to compile: {len(self._files)} files, {counts['empty_documents']} empty documents, "
-                f"{counts['rejects']} rejects, {self._excluded.total()} excluded, no text{why}"
+                f"{counts['rejects']} rejects, {self._excluded_files + self._excluded.total()} excluded, "
+                f"no text{why}"
             )
 
     def finished(self) -> ChunkedCorpus:

@@ -150,13 +150,15 @@ def _look(
     except M3Error:
         return None
     digest = SourcesDigest(found)
+    before = hashes.read
     for file in files:
         digest.add(file, hashes.of(file.path).sha256)
+    read = hashes.read - before
     if record.get("sources") != digest.hexdigest():
         return None
     if not all(data.is_sound(entry) for _, entry in old.all_files().values()):
         return None
-    return _Looked(hashes.asked, hashes.read, Counter(record.get("excluded") or {}))
+    return _Looked(len(files), read, Counter(record.get("excluded") or {}))
 
 
 def take_down(

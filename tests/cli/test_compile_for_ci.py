@@ -108,6 +108,56 @@ def test_a_list_of_rejects_that_is_full_is_said_by_compile_and_info(
     assert f"{facts['unlisted']:,} are not in its list" in capsys.readouterr().out
 
 
+def test_info_lists_what_was_rejected_or_passed_over(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_smaller_corpus(tmp_path / "corpus")
+    (tmp_path / "corpus" / "more.jsonl").write_text('{"text": 1}\n{"text": "a"}\n' * 12, encoding="utf-8")
+    (tmp_path / "corpus" / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    assert compiled(tmp_path, tiny_llama) == 0
+    assert f"info {tmp_path / 'bank'} --rejects" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(["info", str(tmp_path / "bank"), "--rejects"])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {len(line) for line in lines} == {4}
+    assert ["unsupported", "picture.png"] in [line[:2] for line in lines]
+    assert sum(line[1] == "more.jsonl" for line in lines) == 12
+    with pytest.raises(SystemExit):
+        run(["info", str(tmp_path / "bank"), "--rejects", "--json"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [[row["kind"], row["source"], row["where"], row["reason"]] for row in found] == lines
+
+
+def test_standard_input_may_be_closed(
+    place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert compiled(place, tiny_llama) == 0
+    with pytest.raises(SystemExit) as ended:
+        run(["compile", "-", "-o", str(place / "other"), "--model", str(tiny_llama)])
+    assert ended.value.code == 2
+    assert "is closed" in capsys.readouterr().err
+
+
+def test_a_result_file_has_a_directory_and_words_for_an_interrupt(
+    place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compiled(place, tiny_llama, "--result", str(place / "nowhere" / "r.json")) == 2
+    assert "nowhere is no directory" in capsys.readouterr().err
+    monkeypatch.setattr(build_module, "compile_bank", _raises(KeyboardInterrupt()))
+    assert compiled(place, tiny_llama, "--result", str(place / "r.json")) == 130
+    assert "run the same command again" in json.loads((place / "r.json").read_text())["message"]
+
+
+def test_what_is_excluded_is_counted_where_nothing_is_left(
+    place: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sum(path.is_file() for path in (place / "corpus").rglob("*"))
+    capsys.readouterr()
+    assert compiled(place, tiny_llama, "--exclude", "*") == 3
+    assert f"{files} excluded" in capsys.readouterr().err
+
+
 def _raises(error: BaseException) -> Any:
     def fail(*_: object, **__: object) -> None:
         raise error

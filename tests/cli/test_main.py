@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -138,6 +139,39 @@ def test_a_config_file_sets_options_and_refuses_unknown_ones(
     (tmp_path / "text.txt").write_text("some text", encoding="utf-8")
     assert end_of(["compile", "text.txt"]) == 2
     assert "no-such-model" in capsys.readouterr().err
+    (tmp_path / "table.jsonl").write_text('{"text": "t", "url": "u"}\n', encoding="utf-8")
+    config.write_text('[compile]\nkeep-field = "url"\nmodel = "./no-such-model"\n', encoding="utf-8")
+    assert end_of(["compile", "table.jsonl", "-o", "bank"]) == 2
+    assert "no-such-model" in capsys.readouterr().err
     config.write_text("[compile\n", encoding="utf-8")
     assert end_of(["info", "."]) == 2
     assert "TOML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", ""],
+        ["compile", ".", "-o", ""],
+        ["compile", ".", "-o", "b", "--model", ""],
+        ["merge", "", "-o", "b"],
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert end_of(arguments) == 2
+    assert "it is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert end_of(["info", "somewhere"]) == 6
+    assert "make room" in capsys.readouterr().err

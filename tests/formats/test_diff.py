@@ -172,6 +172,8 @@ def test_what_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     for names in (("missing",), ("bank@2",), ("bank", "bank@9"), ("bank", "missing@1"), ("bank@0",)):
         with pytest.raises(UsageError):
             diff_versions(*(tmp_path / name for name in names))
+    with pytest.raises(UsageError, match="a version is a number"):
+        diff_versions(tmp_path / "bank@one")
     with pytest.raises(UsageError, match="negative"):
         diff_versions(tmp_path / "bank", limit=-1)
 

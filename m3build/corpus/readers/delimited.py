@@ -130,6 +130,8 @@ def read(part: SourceRange, options: SourceOptions, *, literal: bool) -> Iterato
         if found is None:
             return
         header, separator = found
+        if twice := [name for name in options.fields if header.count(name) > 1]:
+            raise BadInput(f"line {lines.start - 1}", f"more than one column {twice[0]!r}")
         columns = {name: header.index(name) for name in options.fields if name in header}
         if options.id_field is not None and options.id_field not in columns:
             raise BadInput("line 1", f"no id column {options.id_field!r}; the columns are {_listed(header)}")
@@ -186,7 +188,10 @@ def _header(lines: _Lines, text_field: str, separators: tuple[str, ...]) -> tupl
             lines.done()
             return header, separator
         names = names or header
-    raise BadInput(f"line {lines.start}", f"no text column {text_field!r}; the columns are {_listed(names)}")
+    hint = "; if it is UTF-16 without a byte order mark, give --encoding utf-16-le" if "\0" in line else ""
+    raise BadInput(
+        f"line {lines.start}", f"no text column {text_field!r}; the columns are {_listed(names)}{hint}"
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -200,12 +200,34 @@ def test_a_picture_in_a_directory_is_unsupported_and_named_it_is_a_reject(
     assert find(picture)[1][0].kind == "reject"
 
 
-def test_binary_content_under_a_text_name_is_unsupported_and_named_it_is_a_reject(
-    make: Any, read: Any, tmp_path: Path
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0", "some words".encode("utf-16-le")])
+def test_what_is_called_text_and_is_not_is_a_reject_and_not_passed_over(
+    make: Any, read: Any, tmp_path: Path, content: bytes
 ) -> None:
-    path = make("a.txt", b"\x89PNG\r\n\x1a\n\0\0")
-    assert read(tmp_path).rejects[0].kind == "unsupported"
-    assert read(path).rejects[0].kind == "reject"
+    path = make("a.txt", content)
+    for source in (tmp_path, path):
+        (found,) = read(source).rejects
+        assert found.kind == "reject"
+        assert "give --encoding utf-16-le" in found.reason
+
+
+def test_banks_among_the_sources_are_passed_over(make: Any, find: Any, tmp_path: Path) -> None:
+    make("a.txt", "text")
+    # One with a version, one that was stopped before it had any, and two directories that only look like it.
+    make("bank/versions/00000001.json", "{}")
+    make("bank/data/x.txt", "text")
+    make("stopped/data/x.txt", "text")
+    make("stopped/writer.lock", "")
+    (tmp_path / "stopped" / "versions").mkdir()
+    make("docs/versions/1.txt", "text")
+    make("docs/data/x.txt", "text")
+    make("other/versions/00000001.json", '[{"text": "t"}]')
+    files, rejects = find(tmp_path)
+    assert names(files) == ["a.txt", "docs/data/x.txt", "docs/versions/1.txt", "other/versions/00000001.json"]
+    assert not rejects
+    assert names(find(f"{tmp_path}/*")[0]) == names(files)
+    with pytest.raises(UsageError, match="is a bank"):
+        find(tmp_path / "bank")
 
 
 def test_a_file_that_cannot_be_opened_is_a_reject(

@@ -88,6 +88,16 @@ def test_what_is_excluded_leaves_the_bank_and_stays_out(
     assert "hidden" not in documents(bank)
 
 
+def test_one_pattern_may_be_given_alone(corpus: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    bank = tmp_path / "bank"
+    build(corpus, bank, tiny_llama, id_field="id")
+    compile_bank(corpus, bank, exclude="letters/*")
+    assert "letters/secret.txt" not in documents(bank)
+    assert "open" in documents(bank)
+    compile_bank(corpus, bank, readmit="letters/*")
+    assert "letters/secret.txt" in documents(bank)
+
+
 def test_readmitting_what_is_not_excluded_is_refused_by_name(
     corpus: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:

@@ -271,6 +271,14 @@ def test_a_bank_that_is_too_large_for_a_manifest_is_refused_before_anything_is_e
     assert list_versions(place / "bank") == [1]
 
 
+def test_a_bank_inside_its_own_sources_is_not_compiled(tmp_path: Path, tiny_llama: Path) -> None:
+    corpus = write_smaller_corpus(tmp_path / "corpus")
+    first = build(corpus, corpus / "bank", tiny_llama, **NEW)
+    assert not build(corpus, corpus / "bank", tiny_llama, **NEW).changed
+    assert len(list_versions(corpus / "bank")) == 1
+    assert first.manifest.counts["documents"] > 3
+
+
 def test_lines_that_are_added_after_a_file_was_found_are_in_the_next_build(
     place: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

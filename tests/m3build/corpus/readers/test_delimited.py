@@ -47,6 +47,25 @@ def test_a_header_without_the_text_column_is_one_reject_that_lists_the_columns(m
     assert read(make("a.csv", "id,body\n1,a\n"), text_field="body").texts == ["a"]
 
 
+@pytest.mark.parametrize("header", ["text,text", "n,text,n", "text,t,t"])
+def test_a_column_that_is_there_twice_is_a_reject_if_it_is_asked_for(
+    make: Any, read: Any, header: str
+) -> None:
+    path = make("a.csv", f"\n{header}\n{','.join('abc'[: header.count(',') + 1])}\n")
+    found = read(path, title_field="t")
+    if header == "n,text,n":
+        assert found.texts == ["b"]
+    else:
+        assert "more than one column" in found.reason
+        assert found.rejects[0].where == "line 2"
+
+
+def test_utf_16_without_a_mark_is_said_with_what_to_do(make: Any, read: Any) -> None:
+    path = make("a.csv", "n,text\n1,a\n".encode("utf-16-le"))
+    assert "give --encoding utf-16-le" in read(path).reason
+    assert read(path, encoding="utf-16-le").texts == ["a"]
+
+
 def test_a_missing_id_column_is_one_reject(make: Any, read: Any) -> None:
     assert "id column" in read(make("a.csv", "text\na\nb\n"), id_field="key").reason
 
