@@ -41,7 +41,8 @@ def compile(
     run_fields, compile_fields = RunOptions.__dataclass_fields__, CompileOptions.__dataclass_fields__
     if unknown := sorted(set(options) - set(run_fields) - set(compile_fields)):
         raise UsageError(f"compile knows no option {', '.join(unknown)}")
-    given = {k: _names(v) if k in ("keep_fields", "exclude", "readmit") else v for k, v in options.items()}
+    lists = ("keep_fields", "exclude", "readmit")
+    given: dict[str, Any] = {k: _names(v) if k in lists else v for k, v in options.items()}
     return compile_bank(
         [os.fspath(s) for s in listed],
         bank,
