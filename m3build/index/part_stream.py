@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from m3build.index.library import load_faiss, one_thread
-from m3build.index.state import IndexState, coarse_index, empty_index
+from m3build.index.nearest import nearest_centroids
+from m3build.index.state import IndexState, empty_index
 
 # Lists are collected so many bytes at a time, with a pass over the vectors each; more of a large part, or the
 # passes would take longer than all else.
@@ -42,7 +43,8 @@ def stream_part(state: IndexState, blocks: Blocks, rows: int, write: Callable[[b
     """Write the FAISS file of ``rows`` vectors. Raises ValueError if there are more or fewer."""
     faiss = load_faiss()
 
-    index = empty_index(state)
+    # The centroids, which go again, need not be there at all.
+    index = empty_index(replace(state, centroids=state.centroids[:0]))
     if state.spec.lists:
         without_centroids(index, state.dim)
     empty = bytearray(faiss.serialize_index(index).tobytes())
@@ -119,8 +121,7 @@ def _write_lists(
 
 def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int64]:
     """The list of each vector."""
-    coarse = coarse_index(state)
-    nearest = [coarse.search(block.astype(np.float32), 1)[1][:, 0] for block in blocks()]
+    nearest = [nearest_centroids(state.centroids, block.astype(np.float32), 1)[1][:, 0] for block in blocks()]
     assigned: npt.NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *nearest])
     _refuse_other_count(rows, len(assigned))
     return assigned

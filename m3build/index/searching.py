@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from m3build.index.kmeans import Floats
 from m3build.index.library import load_faiss
+from m3build.index.nearest import Floats, nearest_centroids
 from m3build.index.parts import Part
-from m3build.index.state import IndexState, coarse_index, highest
+from m3build.index.state import IndexState, highest
 from m3build_formats.errors import CorruptError
 
 NO_ROW = -1
@@ -47,7 +47,6 @@ class PartedIndex:
     def __init__(self, state: IndexState, parts: Sequence[Callable[[], Part]]) -> None:
         self._state = state
         self._parts = parts
-        self._coarse = coarse_index(state) if state.spec.lists else None
 
     def search(self, queries: Floats, k: int) -> Found:
         """The ``k`` nearest vectors of queries, float32 (n, dim), by inner product."""
@@ -57,7 +56,8 @@ class PartedIndex:
         found = _nothing(len(queries))
         if not len(queries) or k < 1:
             return found
-        probed = None if self._coarse is None else self._coarse.search(queries, self._state.probes)
+        state = self._state
+        probed = nearest_centroids(state.centroids, queries, state.probes) if state.spec.lists else None
         for number, opener in enumerate(self._parts):
             part = opener()
             if not part.rows:
@@ -66,7 +66,7 @@ class PartedIndex:
             if probed is not None:
                 nearness, lists = probed
                 scores, rows = part.index.search_preassigned(queries, limit, lists, nearness)
-            elif self._state.spec.storage == "HNSW":
+            elif state.spec.storage == "HNSW":
                 # A search that keeps fewer than it wants to return finds less.
                 effort = faiss.SearchParametersHNSW(efSearch=max(64, 2 * limit))
                 scores, rows = part.index.search(queries, limit, params=effort)

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m3build.index.kmeans import Floats, spherical_kmeans
+from m3build.index.kmeans import spherical_kmeans
 from m3build.index.library import load_faiss, one_thread
+from m3build.index.nearest import Floats, nearest_centroids
 from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse_spec, sample_size
 from m3build.index.vector_file import Vectors
 from m3build_formats.errors import CorruptError, InputError, UsageError
@@ -183,7 +184,8 @@ def empty_index(state: IndexState) -> Any:
             return faiss.IndexFlatIP(dim)
         index = faiss.IndexScalarQuantizer(dim, kinds[spec.storage], metric)
     else:
-        coarse = coarse_index(state)
+        coarse = faiss.IndexFlatIP(dim)
+        coarse.add(state.centroids)
         if spec.storage == "Flat":
             index = faiss.IndexIVFFlat(coarse, dim, spec.lists, metric)
         elif spec.storage == "PQ":
@@ -197,15 +199,6 @@ def empty_index(state: IndexState) -> Any:
         faiss.copy_array_to_vector(state.tables, index.sq.trained)
     index.is_trained = True
     return index
-
-
-def coarse_index(state: IndexState) -> Any:
-    """The coarse centroids as an exact FAISS index."""
-    faiss = load_faiss()
-
-    coarse = faiss.IndexFlatIP(state.dim)
-    coarse.add(state.centroids)
-    return coarse
 
 
 def _table_size(spec: IndexSpec, dim: int) -> int:
@@ -227,13 +220,12 @@ def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Flo
     neighbours = min(PROBE_NEIGHBOURS, number)
     if not len(queries):
         return state.spec.lists
-    coarse = coarse_index(state)
     lists = np.empty(number, np.int64)
     best = np.zeros((len(queries), 0), np.float32)
     near = np.zeros((len(queries), state.spec.lists), np.int64)
     with one_thread():
         for first, block in _blocks(sample, number):
-            lists[first : first + len(block)] = coarse.search(block, 1)[1][:, 0]
+            lists[first : first + len(block)] = nearest_centroids(state.centroids, block, 1)[1][:, 0]
             best = highest(np.concatenate([best, queries @ block.T], axis=1), neighbours)
         # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
         # rounding of a sum.
@@ -242,7 +234,7 @@ def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Flo
         for first, block in _blocks(sample, number):
             query, row = np.nonzero(queries @ block.T >= least)
             np.add.at(near, (query, lists[first + row]), 1)
-        _, order = coarse.search(queries, state.spec.lists)
+        _, order = nearest_centroids(state.centroids, queries, state.spec.lists)
     found = np.minimum(np.take_along_axis(near, order, 1).cumsum(axis=1), neighbours) / neighbours
     probes = 1
     while probes < state.spec.lists and float(found[:, probes - 1].mean()) < wanted:
