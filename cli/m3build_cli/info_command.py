@@ -48,6 +48,7 @@ def command(bank: Path, rejects: bool, version: int | None, as_json: bool) -> No
 
 def _list_rejects(bank: Path, version: int | None, as_json: bool) -> None:
     """A line each; with ``as_json`` a JSON object each, since there may be many."""
+    from m3build_cli.printable import escaped
     from m3build_formats.bank import open_bank
 
     with open_bank(bank, version=version) as files:
@@ -55,9 +56,4 @@ def _list_rejects(bank: Path, version: int | None, as_json: bool) -> None:
             if as_json:
                 click.echo(json.dumps(asdict(row), ensure_ascii=True))
             else:
-                click.echo("\t".join(map(_in_one_line, (row.kind, row.source, row.where, row.reason))))
-
-
-def _in_one_line(text: str) -> str:
-    """Without what would be taken for the end of a field or a line, or move a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+                click.echo("\t".join(map(escaped, (row.kind, row.source, row.where, row.reason))))

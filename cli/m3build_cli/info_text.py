@@ -70,8 +70,8 @@ def left_out(facts: dict[str, Any]) -> str:
         (facts["unsupported_files"], "files of other kinds"),
     ]
     named = ", ".join(f"{count:,} {name}" for count, name in parts if count) or "nothing"
-    full = f"; {facts['unlisted']:,} are not in its list, which is full" if facts["unlisted"] else ""
-    return named + full
+    missing = f"; {facts['unlisted']:,} are not in its list" if facts["unlisted"] else ""
+    return named + missing
 
 
 def recall(index: dict[str, Any]) -> str:

@@ -11,13 +11,19 @@ def printable(text: str, width: int = WIDTH) -> str:
     # Cut first, and generously: an escape is at most ten characters, and a text may be very long.
     if len(text) > 2 * width:
         text = text[:width] + "…" + text[-width:]
-    escaped = "".join(
+    shown = escaped(text)
+    if len(shown) > width:
+        kept = width - 1
+        shown = shown[: kept - kept // 2] + "…" + shown[len(shown) - kept // 2 :]
+    return shown
+
+
+def escaped(text: str) -> str:
+    """``text``, however long, with everything escaped that moves a cursor, breaks a line or a field, or turns
+    writing around."""
+    return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )
-    if len(escaped) > width:
-        kept = width - 1
-        escaped = escaped[: kept - kept // 2] + "…" + escaped[len(escaped) - kept // 2 :]
-    return escaped
 
 
 def code(text: str, width: int = WIDTH) -> str:

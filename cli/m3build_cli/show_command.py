@@ -66,9 +66,11 @@ def command(
             }
         )
         return
-    shown = facts.heads[0][0] if layer is None and facts.heads else layer
-    # Before anything is printed: it may be a layer without memory.
-    marks = kept_by_heads(facts, shown, head) if facts.kept is not None and shown is not None else Counter()
+    marks = None
+    if facts.kept is not None:
+        layer = facts.heads[0][0] if layer is None else layer
+        # Before anything is printed: it may be a layer without memory.
+        marks = kept_by_heads(facts, layer, head)
     click.echo(f"chunk    {facts.id}")
     for source in facts.sources:
         position = f", at {source.position:,}" if source.position else ""
@@ -77,11 +79,11 @@ def command(
             f"{source.start:,} to {source.end:,}"
         )
     click.echo(f"tokens   {len(spans)}")
-    if facts.kept is None:
+    if marks is None:
         click.echo("kept     this chunk has no memory yet: it is made at first retrieval\n\n" + text)
         return
     of = f"head {head}" if head is not None else "all heads together"
-    click.echo(f"kept     {len(marks)} tokens by layer {shown}, {of}\n")
+    click.echo(f"kept     {len(marks)} tokens by layer {layer}, {of}\n")
     colours = sys.stdout.isatty()
     click.echo("".join(_pieces(text, spans, marks, max(marks.values()), colours)))
 

@@ -101,6 +101,7 @@ def rows(
         except BadInput as problem:
             yield Reject(file.name, where, problem.reason)
         except (ValueError, OverflowError, NotImplementedError) as error:
+            # pyarrow raises the last for types that have no Python value.
             yield Reject(file.name, where, f"a value that cannot be read: {first_line(error)}")
         else:
             yield document_of_record(fields, file, first + index, where, options)

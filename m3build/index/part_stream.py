@@ -43,11 +43,10 @@ def stream_part(state: IndexState, blocks: Blocks, rows: int, write: Callable[[b
     """Write the FAISS file of ``rows`` vectors. Raises ValueError if there are more or fewer."""
     faiss = load_faiss()
 
-    # The centroids, which go again, need not be there at all.
-    index = empty_index(replace(state, centroids=state.centroids[:0]))
-    if state.spec.lists:
-        without_centroids(index, state.dim)
-    empty = bytearray(faiss.serialize_index(index).tobytes())
+    # Without centroids, which all parts share, and with FAISS's default number of lists to probe: how many is
+    # the state's to say.
+    bare = replace(state, centroids=state.centroids[:0], probes=1)
+    empty = bytearray(faiss.serialize_index(empty_index(bare)).tobytes())
     _COUNT.pack_into(empty, _VECTORS_AT, rows)
     coder = empty_index(replace(state, spec=replace(state.spec, lists=0)))
     with one_thread():
@@ -74,16 +73,6 @@ def _without(data: bytearray, end: bytes) -> bytes:
 def _refuse_other_count(rows: int, found: int) -> None:
     if found != rows:
         raise ValueError(f"{found} vectors for an index of {rows}")
-
-
-def without_centroids(index: Any, dim: int) -> None:
-    """Put an empty index in place of an IVF index's coarse centroids, which all parts share."""
-    faiss = load_faiss()
-
-    index.own_fields = False
-    index.quantizer = faiss.IndexFlatIP(dim)
-    # How many lists to probe is the state's to say; FAISS's default keeps the bytes free of it.
-    index.nprobe = 1
 
 
 def _write_lists(

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.part_bytes import check_part_bytes
-from m3build.index.part_stream import Blocks, can_stream, stream_part, without_centroids
+from m3build.index.part_stream import Blocks, can_stream, stream_part
 from m3build.index.state import IndexState, empty_index
 from m3build_formats.errors import CorruptError
 
@@ -76,7 +76,11 @@ def write_part(
         for block in _blocks(embeddings(), state.dim):
             index.add(block.astype(np.float32))
         if state.spec.lists:
-            without_centroids(index, state.dim)
+            # In place of the centroids, which all parts share, an empty index; and FAISS's default number of
+            # lists to probe, which is the state's to say.
+            index.own_fields = False
+            index.quantizer = faiss.IndexFlatIP(state.dim)
+            index.nprobe = 1
         faiss.write_index(index, faiss.PyCallbackIOWriter(write, WRITE_BYTES))
 
 

@@ -54,7 +54,7 @@ class FileHash:
 class FileHashes:
     """The table of hashes in ``path``; with ``rehash`` nothing in it is believed. A context manager.
 
-    ``asked`` counts the files that were asked for, ``read`` those of them that had to be read.
+    ``read`` counts the files that had to be read.
     """
 
     def __init__(self, path: Path, rehash: bool = False) -> None:
@@ -62,7 +62,6 @@ class FileHashes:
         self._rehash = rehash
         self._database = _opened(path)
         self._pending = 0
-        self.asked = 0
         self.read = 0
 
     def __enter__(self) -> Self:
@@ -79,7 +78,6 @@ class FileHashes:
         """The hash of a file: the one in the table if the file is unchanged since, else that of its bytes. A
         file that cannot be read hashes as its error, for its reader will say so.
         """
-        self.asked += 1
         stamp = _stamp(path)
         if stamp is not None and not self._rehash and (known := self._find(path, stamp)) is not None:
             return FileHash(known, stamp)
