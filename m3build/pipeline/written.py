@@ -8,6 +8,7 @@ written, or are checked by the caller before anything is reused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,20 @@ from m3build.records import reference_text
 from m3build_formats.cold_rows import cold_rows
 from m3build_formats.manifest import FileEntry
 
+_VECTORS_AT_ONCE = 512
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A data file, read by calls: what a mapping has touched counts as memory of the process until it is
+    closed, and a build goes through whole files."""
+    with pa.OSFile(str(path), "rb") as source:
+        yield pa.ipc.open_file(source)
+
 
 def reference_texts(data: Path, entry: FileEntry) -> Iterator[list[str]]:
     """The reference texts of a chunks file, in row order, a record batch at a time."""
-    with pa.memory_map(str(data / entry.name)) as source:
-        file = pa.ipc.open_file(source)
+    with _opened(data / entry.name) as file:
         for number in range(file.num_record_batches):
             batch: Any = file.get_batch(number)
             titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
@@ -33,8 +43,7 @@ def reference_texts(data: Path, entry: FileEntry) -> Iterator[list[str]]:
 
 def reference_ids(data: Path, entry: FileEntry) -> Iterator[bytes]:
     """The ids of the references of a chunks file, 32 bytes each, in row order."""
-    with pa.memory_map(str(data / entry.name)) as source:
-        file = pa.ipc.open_file(source)
+    with _opened(data / entry.name) as file:
         for number in range(file.num_record_batches):
             column: Any = file.get_batch(number).column("id")
             yield from column.to_pylist()
@@ -42,8 +51,7 @@ def reference_ids(data: Path, entry: FileEntry) -> Iterator[bytes]:
 
 def texts_of_rows(data: Path, entry: FileEntry, rows: Sequence[int]) -> list[str]:
     """The reference texts of single rows of a chunks file."""
-    with pa.memory_map(str(data / entry.name)) as source:
-        file = pa.ipc.open_file(source)
+    with _opened(data / entry.name) as file:
         each = entry.batches.rows if entry.batches else 1
         found = [""] * len(rows)
         wanted = np.asarray(rows, np.int64)
@@ -90,11 +98,13 @@ def cold_mask(data: Path, entry: FileEntry, codes_bytes: int) -> NDArray[np.bool
 
 
 def embedding_blocks(data: Path, entry: FileEntry) -> Iterator[NDArray[np.float16]]:
-    """The vectors of an embeddings file in row order, float16 (n, dim), a record batch at a time."""
-    with pa.memory_map(str(data / entry.name)) as source:
-        file = pa.ipc.open_file(source)
+    """The vectors of an embeddings file in row order, float16 (n, dim), some at a time: as float32, with all
+    that is computed of them, those of a record batch would take several times its bytes."""
+    with _opened(data / entry.name) as file:
         kind: Any = file.schema.field(0).type
         dim: int = kind.list_size
         for number in range(file.num_record_batches):
             column: Any = file.get_batch(number).column(0)
-            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+            vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+            for first in range(0, len(vectors), _VECTORS_AT_ONCE):
+                yield vectors[first : first + _VECTORS_AT_ONCE]

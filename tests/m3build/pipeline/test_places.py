@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,29 @@ def test_many_keys_at_once_have_the_places_of_each(tmp_path: Path) -> None:
     expected = {key: (3, row) for row, key in enumerate(many[::2])}
     assert list(places.firsts(iter(asked))) == [expected.get(key) for key in asked]
     assert list(places.firsts([])) == []
+
+
+class Statements:
+    """A connection that remembers the distinct statements it was given."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.seen: set[str] = set()
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        self.seen.add(statement)
+        return self._connection.execute(statement, *values)
+
+
+def test_shards_of_every_size_are_looked_up_by_one_statement(tmp_path: Path) -> None:
+    # The module keeps 128 statements with all their memory: a statement for every remainder was 12 MB.
+    places = Places(tmp_path / "p")
+    many = keys(2500)
+    places.add(0, many)
+    places._db = seen = Statements(places._db)  # type: ignore[assignment]
+    for size in (1, 2, 899, 900, 901, 2500):
+        assert list(places.firsts(many[:size])) == [(0, row) for row in range(size)]
+    assert len(seen.seen) == 1
 
 
 def test_a_draw_is_the_same_for_any_order_of_the_corpus(tmp_path: Path) -> None:
