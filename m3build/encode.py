@@ -28,6 +28,7 @@ from threading import Barrier
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import torch
 
 from m3build.capture import LayerCapture, capture_each
@@ -171,10 +172,10 @@ class ReferenceEncoder:
         lengths = torch.tensor([len(references[index]) for index in indices])
         length = padded_length(int(lengths[0]), len(bos))
         rows = max(len(indices), -(-LEAST_TOKENS // length))
-        ids = torch.zeros(rows, length, dtype=torch.int64)
+        ids = np.zeros((rows, length), np.int64)
+        ids[:, : len(bos)] = bos
         for row, index in enumerate(indices):
-            own = torch.tensor([*bos, *references[index]], dtype=torch.int64)
-            ids[row, : len(own)] = own
+            ids[row, len(bos) : len(bos) + len(references[index])] = references[index]
         ids[len(indices) :] = ids[0]
         asked = _spread(lengths, self._queries).to(model.device) + len(bos)
         queries: list[torch.Tensor] = []
@@ -186,7 +187,7 @@ class ReferenceEncoder:
         count = len(indices)
         keys, values, positions = write_memories(
             model.base,
-            ids.to(model.device),
+            torch.from_numpy(ids).to(model.device),
             lengths,
             len(bos),
             shape,

@@ -70,16 +70,12 @@ class LexicalEmbedder:
         self._texts = texts
         self._ngrams = ngrams
         self._average = ngrams / texts if texts and ngrams else 1.0
-        self._weights: _Floats | None = None
 
-    @property
-    def _idf(self) -> _Floats:
-        """The weight of every bucket. A bucket that no text of the sample had gets the weight of the rarest:
-        finite, and the highest. Made when it is first needed, which two threads may do at once."""
-        weights = self._weights
-        if weights is None:
-            frequency = self._document_frequency
-            weights = self._weights = np.log1p((self._texts - frequency + 0.5) / (frequency + 0.5))
+    def _idf(self, buckets: npt.NDArray[np.uint32]) -> _Floats:
+        """The weights of some buckets. A bucket that no text of the sample had gets the weight of the rarest:
+        finite, and the highest. The weights of all would be 8 MiB beside the frequencies."""
+        frequency: _Floats = self._document_frequency[buckets].astype(np.float64)
+        weights: _Floats = np.log1p((self._texts - frequency + 0.5) / (frequency + 0.5))
         return weights
 
     def fit(self, texts: Iterable[str]) -> None:
@@ -99,7 +95,7 @@ class LexicalEmbedder:
         """Vectors of texts to be found: float16 (n, dim). A text without any n-gram is the zero vector."""
         out = np.zeros((len(texts), self.dim), dtype=np.float16)
         for start, counted in _numbered(texts):
-            weights = self._saturate(counted) * self._idf[counted.buckets]
+            weights = self._saturate(counted) * self._idf(counted.buckets)
             out[start : start + len(counted.lengths)] = self._project(counted, weights)
         return out
 
@@ -107,7 +103,7 @@ class LexicalEmbedder:
         """Vectors of queries: float32 (n, dim); to be compared by inner product."""
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         for start, counted in _numbered(texts):
-            weights = counted.counts * self._idf[counted.buckets]
+            weights = counted.counts * self._idf(counted.buckets)
             out[start : start + len(counted.lengths)] = self._project(counted, weights)
         return out
 
@@ -115,7 +111,7 @@ class LexicalEmbedder:
         """BM25 scores of texts for a query, without projection: float32 (n,)."""
         wanted = np.zeros(BUCKETS, dtype=np.float64)
         for _, counted in _numbered([query]):
-            wanted[counted.buckets] = counted.counts * self._idf[counted.buckets]
+            wanted[counted.buckets] = counted.counts * self._idf(counted.buckets)
         scores = np.zeros(len(texts), dtype=np.float32)
         for start, counted in _numbered(texts):
             weights = self._saturate(counted) * wanted[counted.buckets]
@@ -128,7 +124,7 @@ class LexicalEmbedder:
         them to be. None for texts without any n-gram."""
         total, pairs = 0.0, 0
         for _, counted in _numbered(texts):
-            total += float(self._idf[counted.buckets].sum())
+            total += float(self._idf(counted.buckets).sum())
             pairs += len(counted.buckets)
         return total / pairs if pairs else None
 

@@ -81,6 +81,8 @@ class PartedIndex:
                     f"index: part {number} holds vectors that are not finite; compile the bank anew"
                 )
             found = _merge(found, _of_part(scores, rows, number), k)
+            # Or two would be in memory while the next one is opened.
+            del part
         return found
 
 
