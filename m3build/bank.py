@@ -129,14 +129,17 @@ class Bank:
         """Rows of all shards; a text that stands in several of them counts once in each."""
         return self._files.rows
 
-    def search(self, queries: str | Sequence[str], k: int = 5, exact: bool = False) -> Hits:
+    def search(
+        self, queries: str | Sequence[str], k: int = 5, exact: bool = False, continuations: bool = False
+    ) -> Hits:
         """The ``k`` best chunks for each query, best first; ``exact`` scans all embeddings instead of asking
-        the index.
+        the index; with ``continuations`` each is followed by the chunk with which its document goes on, ``k``
+        in all (see ``m3build.search.Searcher.search``).
 
         Raises UsageError (k under 1), CorruptError, MismatchError.
         """
         listed = [queries] if isinstance(queries, str) else list(queries)
-        return Hits(tuple(tuple(some) for some in self._searcher.search(listed, k, exact)))
+        return Hits(tuple(tuple(some) for some in self._searcher.search(listed, k, exact, continuations)))
 
     @overload
     def read(

@@ -26,10 +26,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Barrier
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m3build.capture import LayerCapture, capture_each
 from m3build.model.device import dtype_name
@@ -43,6 +44,11 @@ from m3build_formats.layout import UNUSED_SLOT
 LADDER_STEP = 8
 LEAST_TOKENS = 64
 DEFAULT_BATCH_TOKENS = 16384
+# A core is no faster with more, which would only take more memory.
+MOST_THREAD_TOKENS = 4096
+
+
+TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,9 @@ class ReferenceEncoder:
     """Writes the explicit memories of references (Memory³ §3.1 to §3.3) with one model, shape and selection
     rule.
 
-    ``batch_tokens`` bounds the tokens in flight, padding included (one reference always runs). ``threads`` is
-    how many batches run at once on a CPU: by default torch's own number of threads. ``queries`` asks for that
+    ``batch_tokens`` bounds the tokens in flight, padding included (one reference always runs); a thread of a
+    CPU takes at most 4,096 of them. ``threads`` is how many batches run at once on a CPU: by default torch's
+    own number of threads. ``queries`` asks for that
     many queries of each reference, evenly spread over its tokens, to measure errors of attention with. None
     of them changes a bit of a memory.
 
@@ -111,7 +118,7 @@ class ReferenceEncoder:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def encode(self, references: Sequence[Sequence[int]]) -> Iterator[EncodedBatch]:
+    def encode(self, references: Sequence[TokenIds]) -> Iterator[EncodedBatch]:
         """Memories of references, given as token ids without the reference BOS, batch by batch in an order
         that follows from their lengths.
 
@@ -128,7 +135,7 @@ class ReferenceEncoder:
                 pool, self._threads + 1, batches, lambda indices: self._encode(references, indices)
             )
 
-    def _batches(self, references: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    def _batches(self, references: Sequence[TokenIds]) -> list[tuple[int, ...]]:
         """Indices of each batch: one padded length each, under the budget of one thread; the longest rows
         first."""
         bos = len(self._model.reference_bos_ids)
@@ -142,13 +149,15 @@ class ReferenceEncoder:
         whole = sum(length * len(indices) for length, indices in lengths.items())
         # A small input is shared out evenly: how references are batched changes nothing but the time.
         budget = min(self._batch_tokens, whole) // self._threads
+        if self._model.device.type == "cpu":
+            budget = min(budget, MOST_THREAD_TOKENS)
         batches: list[tuple[int, ...]] = []
         for length, indices in sorted(lengths.items(), reverse=True):
             step = max(1, budget // length)
             batches.extend(tuple(indices[start : start + step]) for start in range(0, len(indices), step))
         return batches
 
-    def _encode(self, references: Sequence[Sequence[int]], indices: tuple[int, ...]) -> EncodedBatch:
+    def _encode(self, references: Sequence[TokenIds], indices: tuple[int, ...]) -> EncodedBatch:
         try:
             with torch.no_grad():
                 return self._encode_batch(references, indices)
@@ -166,7 +175,7 @@ class ReferenceEncoder:
             f" lower --batch-tokens (now {self._batch_tokens})."
         )
 
-    def _encode_batch(self, references: Sequence[Sequence[int]], indices: tuple[int, ...]) -> EncodedBatch:
+    def _encode_batch(self, references: Sequence[TokenIds], indices: tuple[int, ...]) -> EncodedBatch:
         model, shape = self._model, self._shape
         bos = model.reference_bos_ids
         lengths = torch.tensor([len(references[index]) for index in indices])

@@ -56,17 +56,19 @@ def attach(
     *,
     tokenizer: Any = None,
     query: Query = "own",
+    continuations: bool | None = None,
     retrieve: Retrieve | None = None,
 ) -> Reader:
     """Make ``model`` (a decoder-only transformers model, with or without its head) read ``bank``. Without one
     (None) the model that the bank was compiled with is loaded, and is ``reader.model``.
 
     Every ``chunk`` tokens (64) of prompt or output retrieve ``references`` (5) chunks of the bank and attend
-    to their memories; the defaults are the bank's. A query chunk of the prompt reads what it retrieves
-    itself, a partial last one too; with ``query`` "previous" it reads what the one before it retrieved, so
-    that nothing was found with text still to be predicted. Generated tokens read what the last complete query
-    chunk retrieved; until there is one, what the short prompt did. ``tokenizer`` is found by the model's name
-    unless given. ``retrieve`` takes the place of the bank's search.
+    to their memories; with ``continuations`` each chunk that is found is followed by the one with which its
+    document goes on, ``references`` in all. The defaults are the bank's. A query chunk of the prompt reads
+    what it retrieves itself, a partial last one too; with ``query`` "previous" it reads what the one before
+    it retrieved, so that nothing was found with text still to be predicted. Generated tokens read what the
+    last complete query chunk retrieved; until there is one, what the short prompt did. ``tokenizer`` is found
+    by the model's name unless given. ``retrieve`` takes the place of the bank's search.
 
     Raises MismatchError where the model is not the one whose memories the bank holds, UsageError where it has
     a reader already, or no tokenizer or no model is found.
@@ -83,7 +85,7 @@ def attach(
         if own is None:
             whole = load_whole(model_of(opened.manifest), opened.manifest)
             own, tokenizer = whole.model, whole.tokenizer if tokenizer is None else tokenizer
-        return Reader(own, opened, references, chunk, tokenizer, query, retrieve, owns_bank)
+        return Reader(own, opened, references, chunk, tokenizer, query, continuations, retrieve, owns_bank)
     except BaseException:
         if owns_bank:
             opened.close()
@@ -102,6 +104,7 @@ class Reader:
         chunk: int | None,
         tokenizer: Any,
         query: Query,
+        continuations: bool | None,
         retrieve: Retrieve | None,
         owns_bank: bool = False,
     ) -> None:
@@ -119,6 +122,7 @@ class Reader:
         self.bank = bank
         self.references = shape.references if references is None else references
         self.chunk = shape.query_tokens if chunk is None else chunk
+        self.continuations = shape.continuations if continuations is None else continuations
         self.last_read: tuple[tuple[Reference, ...], ...] = ()
         self._query: Query = query
         self._retrieve = retrieve or self._search
@@ -250,7 +254,9 @@ class Reader:
         }
 
     def _search(self, texts: Sequence[str]) -> Sequence[Sequence[Reference]]:
-        hits: Sequence[Sequence[Reference]] = self.bank.search(texts, self.references).hits
+        hits: Sequence[Sequence[Reference]] = self.bank.search(
+            texts, self.references, continuations=self.continuations
+        ).hits
         return hits
 
     def _memories(

@@ -10,6 +10,10 @@ Design choices:
 - Index parts and embedder are opened at the first search and kept; only the coarse centroids and FAISS's
   small tables are copied into memory.
 - A re-ranked score of 0 says that text and query have nothing in common; such a text is no hit.
+- What a text goes on with is more like what follows the query than the next best hit is, so whoever reads
+  references can have each hit followed by its continuation, as RETRO does (Borgeaud et al., "Improving
+  Language Models by Retrieving from Trillions of Tokens", 2022, §2.3). Rows of a shard stand in order of
+  first occurrence, so the continuation is the next row, if that is of the same document.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -80,10 +85,15 @@ class Searcher:
         self._given = embedder
         self._opened: tuple[Embedder, PartedIndex] | None = None
 
-    def search(self, queries: Sequence[str], k: int = 5, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self, queries: Sequence[str], k: int = 5, exact: bool = False, continuations: bool = False
+    ) -> list[list[Hit]]:
         """The ``k`` best chunks for each query, best first, fewer where the bank has fewer that fit.
 
-        With ``exact`` the candidates come from a scan of all stored embeddings instead of the index. Raises
+        With ``exact`` the candidates come from a scan of all stored embeddings instead of the index. With
+        ``continuations`` each of them is followed by the chunk with which its document goes on (at its first
+        place, if that chunk stands there for the first time), with the same score, each chunk once and ``k``
+        in all. Raises
         UsageError (k under 1), CorruptError (bytes of the bank that were read are not what the manifest
         says), MismatchError (the embedder given is not the bank's).
         """
@@ -105,7 +115,8 @@ class Searcher:
             for query, candidates in zip(
                 some, self._candidates(look, len(some), max(k, embedder.candidates), k), strict=True
             ):
-                hits.append(self._best(query, candidates, k, embedder))
+                best = self._best(query, candidates, k, embedder)
+                hits.append(list(islice(self._continued(best), k)) if continuations else best)
         return hits
 
     def _open(self) -> tuple[Embedder, PartedIndex]:
@@ -181,6 +192,23 @@ class Searcher:
         # A stable sort: the index's order, then part and row, settles equal scores.
         order = np.argsort(-scores, kind="stable")[:k].tolist()
         return [self._hit(float(scores[n]), candidates[n]) for n in order if scores[n] > 0]
+
+    def _continued(self, best: Sequence[Hit]) -> Iterator[Hit]:
+        given: set[str] = set()
+        for hit in best:
+            for one in (hit, self._continuation(hit)):
+                if one is not None and one.id not in given:
+                    given.add(one.id)
+                    yield one
+
+    def _continuation(self, hit: Hit) -> Hit | None:
+        shard, row = self._shards[hit.shard], hit.row + 1
+        if row == shard.rows:
+            return None
+        own = shard.chunk(hit.row).occurrences[0]
+        if not any(other.row == own.row and other.start >= own.end for other in shard.chunk(row).occurrences):
+            return None
+        return self._hit(hit.score, _Candidate(hit.score, [(hit.shard, row)]))
 
     def _text(self, candidate: _Candidate) -> str:
         shard, row = candidate.places[0]

@@ -46,6 +46,12 @@ _FIGURES = "\n".join(f"  {name:<19} {figure.meaning}" for name, figure in FIGURE
     help="References a query chunk reads.  [default: the bank's]",
 )
 @click.option(
+    "--continuations/--no-continuations",
+    default=None,
+    help="Follow each reference that is found by the one with which its document goes on.  [default: the "
+    "bank's]",
+)
+@click.option(
     "--fixed",
     metavar="FILE",
     help='References instead of retrieval, JSON lines such as {"document": "d1", "chunk": 3, "references": '
@@ -109,6 +115,7 @@ def command(
     dtype: str,
     query: Literal["previous", "own"],
     references: int | None,
+    continuations: bool | None,
     fixed: str | None,
     overlap: float,
     window: int | None,
@@ -153,6 +160,7 @@ def command(
         dtype=dtype,
         query=query,
         references=references,
+        continuations=continuations,
         reference_file=fixed,
         overlap=overlap,
         window=window,

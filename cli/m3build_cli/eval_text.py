@@ -55,6 +55,7 @@ def _losses(results: Mapping[str, Any]) -> Iterator[str]:
             "own": "retrieved by themselves",
             "file": "as given",
         }[about["query"]]
+        + (", each followed by what its document goes on with" if about["continuations"] else "")
     )
     if about["left_out"]:
         yield f"{about['left_out']:,} times a reference was left out, since the text holds it"

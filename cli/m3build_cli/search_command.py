@@ -15,6 +15,9 @@ SHOWN_CHARACTERS = 300
 @bank_argument
 @click.argument("query")
 @click.option("-k", "k", type=click.IntRange(min=1), default=5, show_default=True, help="How many chunks.")
+@click.option(
+    "--continuations", is_flag=True, help="Each chunk is followed by the one with which its document goes on."
+)
 @click.option("--exact", is_flag=True, help="Compare with every vector instead of asking the index.")
 @click.option(
     "--embedder",
@@ -24,7 +27,14 @@ SHOWN_CHARACTERS = 300
 @version_option
 @json_option
 def command(
-    bank: Path, query: str, k: int, exact: bool, embedder: str | None, version: int | None, as_json: bool
+    bank: Path,
+    query: str,
+    k: int,
+    continuations: bool,
+    exact: bool,
+    embedder: str | None,
+    version: int | None,
+    as_json: bool,
 ) -> None:
     """Find the chunks that fit QUERY best.
 
@@ -38,7 +48,7 @@ def command(
 
     given = make_embedder(embedder) if embedder is not None else None
     with open_bank(bank, version=version, embedder=given) as opened:
-        hits = opened.search(query, k, exact=exact)[0]
+        hits = opened.search(query, k, exact=exact, continuations=continuations)[0]
     if as_json:
         print_json(
             {

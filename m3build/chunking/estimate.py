@@ -82,12 +82,11 @@ class Estimator:
         change = np.linalg.solve(gram, scaled.T @ ((tokens - use @ prior) * scale))
         # Rounded, so that the last bits of a linear algebra library move no cut.
         self.weights = np.round(np.maximum(prior + change, _LEAST), 3)
-        self._of_code = self.weights[_table()]
 
     def forecast(self, text: str) -> Forecast:
         """A forecast for stretches of ``text``."""
         codes = _codes(text)
-        weights = self._of_code.take(codes)
+        weights = self.weights.take(_table().take(codes))
         weights[1:][_follows_space(codes)] = self.weights[_MORE_SPACE]
         if text.isascii():
             return Forecast(weights, None)

@@ -125,6 +125,7 @@ def _on_text(bank: Bank, options: EvalOptions, progress: Progress) -> dict[str, 
     model, loaded = load_reading_model(name, bank.manifest, device=options.device, dtype=options.dtype)
     shape = loaded.shape
     number = shape.references if options.references is None else options.references
+    continuations = shape.continuations if options.continuations is None else options.continuations
     size = window_tokens(
         model.config,
         len(loaded.reference_bos_ids),
@@ -148,6 +149,7 @@ def _on_text(bank: Bank, options: EvalOptions, progress: Progress) -> dict[str, 
         loaded.tokenizer,
         number,
         query=options.query,
+        continuations=continuations,
         limit=options.overlap,
         seed=options.seed,
         fixed=fixed,
@@ -186,6 +188,7 @@ def _on_text(bank: Bank, options: EvalOptions, progress: Progress) -> dict[str, 
         "text": {
             "query": "file" if fixed is not None else options.query,
             "references": number,
+            "continuations": continuations and fixed is None,
             "query_tokens": shape.query_tokens,
             "window_tokens": size,
             "overlap": options.overlap,

@@ -7,9 +7,10 @@ The ways (``VARIANTS``), on the same windows with the same references:
 - ``quantized``: memories as stored. ``exact``: the same, unquantized. ``random``: stored memories of random
   references. ``dense``: all tokens' keys and values of the references, at the memory layers.
 - ``text``: the references as text in the context. One row for each query chunk: the tokenizer's BOS, the
-  references' own ids with a line feed after each, the best one last, then the window's context up to the end
-  of the chunk; only the chunk's losses count. As many references stand there, best first, as fit before the
-  whole context within the model's positions. A chunk without references is that of ``plain``.
+  references' own ids with a line feed after each, the best one last, but one that goes on where another ends
+  behind that one; then the window's context up to the end of the chunk; only the chunk's losses count. As
+  many references stand there, best first, as fit before the whole context within the model's positions. A
+  chunk without references is that of ``plain``.
 - ``control``: the plain context, by another model.
 - ``rank1``, ``rank2`` …: stored memories, of the reference of that rank alone.
 """
@@ -195,15 +196,18 @@ class LossMeter:
         """The row of ``text`` for a context (see the module), and how many references it holds."""
         own = context[len(self._start) :]
         room = None if self._limit is None else self._limit - len(context)
-        before: tuple[int, ...] = ()
-        fitted = 0
+        fitting: list[Reference] = []
+        rows: list[tuple[int, ...]] = []
         for reference in references:
             ids = tuple(self.loaded.tokenizer.encode(reference.text + "\n", add_special_tokens=False))
-            if room is not None and len(before) + len(ids) > room:
+            if room is not None and sum(map(len, rows)) + len(ids) > room:
                 break
-            before = (*ids, *before)
-            fitted += 1
-        return (*self._start, *before, *own), fitted
+            # The best stands last, but a text that goes on stays behind what it goes on from.
+            best = fitting[0] if fitting else reference
+            goes_on = (best.shard, best.row + 1) == (reference.shard, reference.row)
+            fitting.insert(int(goes_on), reference)
+            rows.insert(int(goes_on), ids)
+        return (*self._start, *(token for row in rows for token in row), *own), len(rows)
 
 
 def padded(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

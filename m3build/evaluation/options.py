@@ -16,9 +16,10 @@ class EvalOptions:
     """Options of ``m3build eval``; None means "as the bank or its model has it", or "not asked for".
 
     ``text``: held-out sources; ``queries`` and ``qrels``: files in BEIR's layout. ``references``: how many
-    each query chunk reads; ``reference_file``: fixed ones instead of retrieval. ``window``: tokens of a
-    context at most. ``control``: a model without memories to compare with. ``overlap``: references over
-    this share are left out. ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also
+    each query chunk reads, with ``continuations`` each that is found and what its document goes on with;
+    ``reference_file``: fixed ones instead of retrieval. ``window``: tokens of a context at most. ``control``:
+    a model without memories to compare with. ``overlap``: references over this share are left out.
+    ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also
     measure each rank of reference by itself. ``require``: conditions of the gate.
     """
 
@@ -30,6 +31,7 @@ class EvalOptions:
     dtype: str = "auto"
     query: Literal["previous", "own"] = "previous"
     references: int | None = None
+    continuations: bool | None = None
     reference_file: str | None = None
     window: int | None = None
     control: str | None = None

@@ -5,6 +5,8 @@ Design choices:
 - Retrieval never sees the tokens that are predicted: a query chunk reads what the one before it in its window
   retrieved, and the first reads none. ``own`` retrieves with the chunk itself, as a prompt does (the paper's
   way of generating); part of what it then predicts was in the query.
+- With ``continuations`` a chunk that is found is followed by the one with which its document goes on, also
+  where the former is left out.
 - References that hold the text under test are left out (``overlap``), and the next ones found take their
   place: ``SPARE`` more are asked for. The text under test is what is read at once: the whole of a document,
   or of a long one the windows around.
@@ -66,6 +68,7 @@ class References:
         number: int,
         *,
         query: Query = "previous",
+        continuations: bool = False,
         limit: float,
         seed: int = 0,
         fixed: Fixed | None = None,
@@ -74,6 +77,7 @@ class References:
         self._tokenizer = tokenizer
         self._number = number
         self._query = query
+        self._continuations = continuations
         self._limit = limit
         self._seed = seed
         self._fixed = fixed
@@ -134,7 +138,7 @@ class References:
             texts.append(of_window)
         distinct = list(dict.fromkeys(text for some in texts for text in some if text is not None))
         if distinct and self._number:
-            hits = self._bank.search(distinct, self._number + SPARE)
+            hits = self._bank.search(distinct, self._number + SPARE, continuations=self._continuations)
             for text, some in zip(distinct, hits, strict=True):
                 asked[text] = [(hit.shard, hit.row) for hit in some]
         return [[asked.get(text, []) if text is not None else [] for text in some] for some in texts]

@@ -21,7 +21,7 @@ from m3build.index.state import IndexState, empty_index
 
 # Lists are collected so many bytes at a time, with a pass over the vectors each; more of a large part, or the
 # passes would take longer than all else.
-COLLECTED_BYTES = 4 << 20
+COLLECTED_BYTES = 1 << 20
 MOST_PASSES = 32
 # Where the number of vectors stands: after the type and the dimensions.
 _VECTORS_AT = 8

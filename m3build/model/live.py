@@ -123,7 +123,7 @@ def _place_of(base: Any, name: str) -> tuple[torch.device, torch.dtype]:
 def _shape_of(manifest: Manifest, facts: ModelFacts) -> MemoryShape:
     """The shape of the bank's memories on this model."""
     memory = manifest.memory
-    optional = {key: memory.get(key) for key in ("query_tokens", "references")}
+    optional = {key: memory.get(key) for key in ("query_tokens", "references", "continuations")}
     try:
         return resolve_shape(
             facts,

@@ -26,6 +26,7 @@ MEMORY3_KEYS = (
     "selection",
     "query_tokens",
     "references",
+    "continuations",
     "codec",
 )
 _MAX_BYTES = 1 << 20
@@ -93,6 +94,8 @@ def _check_stored(path: Path, key: str, value: Any) -> None:
             expected = 'an object such as {"4": [0, 1]}'
         case "reference_bos" | "selection" | "codec":
             right, expected = isinstance(value, str), "a string"
+        case "continuations":
+            right, expected = isinstance(value, bool), "true or false"
         case "sparse_tokens":
             right, expected = is_whole(value) or value == "all", 'an integer or "all"'
         case _:

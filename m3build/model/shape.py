@@ -59,6 +59,7 @@ class ShapeRequest:
     selection: str | None = None
     query_tokens: int | None = None
     references: int | None = None
+    continuations: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ class MemoryShape:
     ``heads`` is the ordered list of (layer, key-value head) that hold memory, layers ascending, heads
     ascending within a layer: keys and values of a reference are arrays (len(heads), sparse_tokens, head_dim)
     over it. ``sparse_tokens`` is the number of slots per head. ``reference_bos`` is the text before every
-    reference; the tokenizer's own BOS stands before it and is not part of it.
+    reference; the tokenizer's own BOS stands before it and is not part of it. Readers read ``references`` for
+    each ``query_tokens``, with ``continuations`` each that is found and what follows it.
     """
 
     memory_layers: tuple[int, ...]
@@ -79,6 +81,7 @@ class MemoryShape:
     selection: str
     query_tokens: int
     references: int
+    continuations: bool
     layers: int
     query_heads: int
     kv_heads: int
@@ -100,6 +103,7 @@ class MemoryShape:
             "selection": self.selection,
             "query_tokens": self.query_tokens,
             "references": self.references,
+            "continuations": self.continuations,
             "layers": self.layers,
             "query_heads": self.query_heads,
             "kv_heads": self.kv_heads,
@@ -166,6 +170,9 @@ def resolve_shape(facts: ModelFacts, request: ShapeRequest, stored: Mapping[str,
         selection=check_selection(selection),
         query_tokens=number("query_tokens", DEFAULT_QUERY_TOKENS, 1 << 20),
         references=number("references", DEFAULT_REFERENCES, 1 << 20),
+        continuations=bool(
+            stored.get("continuations", False) if request.continuations is None else request.continuations
+        ),
         layers=facts.layers,
         query_heads=facts.query_heads,
         kv_heads=facts.kv_heads,

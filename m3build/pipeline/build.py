@@ -133,6 +133,9 @@ def compile_bank(
         except InputError:
             _take_back(writer)
             raise
+        of_chunker, first_rejects = chunker.describe(), tuple(reading.gate.first)
+        # With a copy of the tokenizer, which nothing after this needs.
+        del chunker, reading
         codec = prepare_codec(
             settings,
             run,
@@ -195,7 +198,7 @@ def compile_bank(
             counts={**counts, "excluded": matched.total(), **cold_counts(memories)},
             sources={"settings": settings.to_json(), "files": len(files)},
             chunker={
-                **chunker.describe(),
+                **of_chunker,
                 "near_duplicates": settings.near_duplicates,
                 "shard_chunks": settings.shard_chunks,
             },
@@ -249,7 +252,7 @@ def compile_bank(
         reused=memories.counts["reused"],
         repeated=memories.counts["repeated"],
         stages=tuple(watch.stages),
-        rejects=tuple(reading.gate.first),
+        rejects=first_rejects,
         notes=tuple(watch.notes),
         seconds=watch.seconds,
         drift=drift,

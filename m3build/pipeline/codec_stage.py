@@ -73,7 +73,7 @@ class PreparedCodec:
             tokens: Sequence[NDArray[np.uint32]],
         ) -> Iterator[tuple[tuple[int, ...], NDArray[np.uint8]]]:
             with torch.inference_mode():
-                for batch in references.encode([ids.tolist() for ids in tokens]):
+                for batch in references.encode(tokens):
                     codes = quantizer.encode(batch.keys, batch.values, batch.positions)
                     row = torch.cat([codes, batch.positions.flatten(1).to(codes.device)], dim=1)
                     yield batch.indices, row.cpu().numpy()

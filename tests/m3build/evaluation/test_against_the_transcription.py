@@ -124,12 +124,17 @@ def slow_losses(slow: Slow, meter: LossMeter, read: Reads) -> dict[str, Any]:
         if not references:
             continue
         first, end = chunk * QUERY, min((chunk + 1) * QUERY, len(ids) - 1)
+        blocks: list[tuple[tuple[int, int], list[int]]] = []
         before: list[int] = []
         for reference in references:
             own = encode(reference.text + "\n", add_special_tokens=False)
             if len(before) + len(own) + end + 1 > slow.config.max_position_embeddings:
                 break
-            before = own + before
+            if blocks and blocks[-1][0] == (reference.shard, reference.row - 1):
+                blocks[-1] = blocks[-1][0], blocks[-1][1] + own
+            else:
+                blocks.append(((reference.shard, reference.row), list(own)))
+            before = [token for _, block in reversed(blocks) for token in block]
         row = [ids[0], *before, *ids[1 : end + 1]]
         text[first:end] = slow.plain(row)[len(before) + first :]
     losses["text"] = text

@@ -93,6 +93,33 @@ def test_references_that_the_text_holds_are_left_out_and_the_next_take_their_pla
     assert any(len(part) == 2 for read in reads for part in read.found)
 
 
+def test_what_a_chunk_goes_on_with_is_read_where_the_chunk_itself_is_left_out(
+    tmp_path: Path, tiny_llama: Path, tokenizer: Any
+) -> None:
+    for number in range(4):
+        text = "\n\n".join(words_of(10 * number + part) for part in range(3))
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    build(tmp_path, tmp_path / "bank", tiny_llama)
+    with open_bank(tmp_path / "bank") as bank:
+        by_text = {hit.text: hit for number in range(40) for hit in bank.search(words_of(number), 12)[0]}
+        copied = next(hit for hit in by_text.values() if hit.sources[0].document.startswith("2"))
+        (_, after), *_ = bank.search(copied.text, 2, continuations=True)
+        document = document_of(copied.text + UNSEEN, tokenizer)
+        windows = list(windows_of(document, 0, 0, 8 * CHUNK, CHUNK))
+        first = {
+            continuations: [
+                one.id
+                for one in References(bank, tokenizer, 1, limit=LIMIT, continuations=continuations)
+                .of(document, windows)[0]
+                .found[1]
+            ]
+            for continuations in (False, True)
+        }
+    assert after.row == copied.row + 1
+    assert first[True] == [after.id]
+    assert first[False] not in ([copied.id], [after.id])
+
+
 def test_as_many_are_drawn_at_random_and_always_the_same(bank: Bank, tokenizer: Any) -> None:
     document = document_of(UNSEEN, tokenizer)
     windows = list(windows_of(document, 0, 0, 8 * CHUNK, CHUNK))

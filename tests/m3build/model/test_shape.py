@@ -42,7 +42,7 @@ def test_without_a_word_the_shape_is_the_papers() -> None:
     assert shape.heads == tuple((layer, head) for layer in range(4) for head in range(2))
     assert (shape.sparse_tokens, shape.reference_tokens) == (8, 128)
     assert (shape.reference_bos, shape.selection) == ("Reference:", "memory3")
-    assert (shape.query_tokens, shape.references) == (64, 5)
+    assert (shape.query_tokens, shape.references, shape.continuations) == (64, 5, False)
 
 
 def test_the_papers_model_gets_the_papers_memories() -> None:
@@ -67,10 +67,12 @@ def test_memory3_json_says_how_a_model_was_trained_to_read() -> None:
         selection="observed",
         query_tokens=32,
         references=3,
+        continuations=True,
     )
     assert shape.heads == ((4, 1), (6, 0), (6, 1))
     assert (shape.sparse_tokens, shape.reference_tokens, shape.reference_bos) == (32, 64, "Note:")
     assert (shape.selection, shape.query_tokens, shape.references) == ("observed", 32, 3)
+    assert shape.continuations is True
 
 
 def test_what_the_caller_says_comes_before_memory3_json() -> None:
@@ -154,6 +156,7 @@ def test_a_directory_without_memory3_json_says_nothing(tmp_path: Path) -> None:
         ({"codec": 8}, "codec must be a string"),
         ({"query_tokens": []}, "query_tokens must be an integer"),
         ({"references": {}}, "references must be an integer"),
+        ({"continuations": 1}, "continuations must be true or false"),
         ([1], "holds an array where an object was expected"),
     ],
 )

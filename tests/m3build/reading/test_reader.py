@@ -250,6 +250,29 @@ def test_the_banks_own_search_retrieves_by_the_text_of_the_query_chunk(llama: Se
     assert len(found) == 3
 
 
+def test_continuations_are_read_where_the_caller_or_the_bank_says_so(llama: Setting) -> None:
+    text = "memory layer head token query key"
+    ids = torch.tensor([llama.tokenizer.encode(text)])
+    found = {}
+    for continuations in (None, True, False):
+        with (
+            attach(
+                llama.model,
+                llama.path,
+                tokenizer=llama.tokenizer,
+                references=4,
+                continuations=continuations,
+            ) as reader,
+            torch.no_grad(),
+        ):
+            llama.model(ids)
+            found[continuations] = [hit.id for hit in reader.last_read[0] if not isinstance(hit, str)]
+    plain, followed = (llama.bank.search([text], 4, continuations=way).ids[0] for way in (False, True))
+    assert llama.bank.manifest.memory["continuations"] is False
+    assert found == {None: plain, True: followed, False: plain}
+    assert plain != followed
+
+
 def test_no_references_read_nothing_but_the_reference_bos(llama: Setting) -> None:
     row = tokens(20, 1)
     with llama.attach(references=0), torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +71,38 @@ def test_a_scan_of_all_embeddings_gives_the_same_hits(bank: Path) -> None:
     with open_files(bank) as files:
         searcher = Searcher(files)
         assert searcher.search(queries, 3, exact=True) == searcher.search(queries, 3)
+
+
+def test_with_continuations_each_hit_is_followed_by_what_its_document_goes_on_with(bank: Path) -> None:
+    with open_files(bank) as files:
+        searcher = Searcher(files)
+        ((dog, goes_on, *rest),) = searcher.search(["which dog sleeps?"], 4, continuations=True)
+        ((last, *after),) = searcher.search(["wolves in packs at night"], 4, continuations=True)
+        (pair,) = searcher.search([f"{ANIMALS[0]} A dog."], 3, continuations=True)
+        (one,) = searcher.search(["which dog sleeps?"], 1, continuations=True)
+    assert [dog.text, goes_on.text] == ANIMALS[1:]
+    assert (goes_on.shard, goes_on.row, goes_on.score) == (0, 2, dog.score)
+    assert goes_on.sources[0].document == "d0"
+    assert goes_on.sources[0].start > dog.sources[0].start
+    # It ends its document; and no chunk is given twice.
+    assert last.text == ANIMALS[2]
+    assert len({hit.id for hit in [dog, goes_on, *rest]}) == 2 + len(rest) <= 4
+    assert not any(hit.shard == 0 and hit.row == 3 for hit in after)
+    # A hit that an earlier one goes on with stays where that put it.
+    assert [hit.text for hit in pair] == ANIMALS
+    assert [hit.text for hit in one] == ANIMALS[1:2]
+
+
+def test_a_chunk_does_not_go_on_in_another_document(make_bank: BankMaker) -> None:
+    path = make_bank([["One text about lions.", "Two texts about lions."]])
+    with open_files(path) as files:
+        shard = files.shards[0]
+        chunk = shard.chunk
+        first, other = chunk(0), chunk(1)
+        elsewhere = replace(other, occurrences=tuple(replace(one, row=9) for one in other.occurrences))
+        shard.chunk = lambda row: (first, elsewhere)[row]  # type: ignore[method-assign]
+        searcher = Searcher(files)
+        assert searcher._continuation(searcher.search(["One text about lions."], 1)[0][0]) is None
 
 
 def test_fewer_hits_than_asked_for_where_nothing_else_fits(bank: Path) -> None:
