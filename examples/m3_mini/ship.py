@@ -24,6 +24,8 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "losses.png")
 # what passages gain is lost, with SQ4 two thirds of what retrieved references do (figures in the card).
 # Product quantization of 4 bits loses little, but takes a third of the time of encoding; this takes none.
 CODEC = "SQ6"
+# Each reference that is found and what follows it, in place of as many that were found (figures in the card).
+CONTINUATIONS = True
 
 
 @click.command(context_settings={"show_default": True})
@@ -43,7 +45,7 @@ def main(
     for name in COPIED:
         shutil.copyfile(taught / name, out / name)
     (out / "model.safetensors").chmod(0o644)
-    write_memory3(out, {**read_memory3(taught), "codec": codec})
+    write_memory3(out, {**read_memory3(taught), "continuations": CONTINUATIONS, "codec": codec})
     shipped = load_causal_model(str(out), device="cpu", dtype="float32")
     if corpus and measured and ablation:
         steps = [json.loads(line) for line in (taught / "log.jsonl").read_text(encoding="utf-8").splitlines()]

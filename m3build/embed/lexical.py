@@ -63,9 +63,9 @@ class LexicalEmbedder:
             raise UsageError(f"lexical embedder: {candidates} candidates; take 1 or more")
         self.dim = dim
         self.candidates = candidates
-        self._learn(np.zeros(BUCKETS, dtype=np.int64), 0, 0)
+        self._learn(np.zeros(BUCKETS, dtype=np.uint32), 0, 0)
 
-    def _learn(self, document_frequency: npt.NDArray[np.int64], texts: int, ngrams: int) -> None:
+    def _learn(self, document_frequency: npt.NDArray[np.uint32], texts: int, ngrams: int) -> None:
         self._document_frequency = document_frequency
         self._texts = texts
         self._ngrams = ngrams
@@ -81,7 +81,7 @@ class LexicalEmbedder:
     def fit(self, texts: Iterable[str]) -> None:
         """Count document frequencies on a sample of the texts that will be embedded; replaces an earlier fit.
         Any number of texts will do."""
-        frequency = np.zeros(BUCKETS, dtype=np.int64)
+        frequency = np.zeros(BUCKETS, dtype=np.uint32)
         number = ngrams = 0
         for group in batches(texts):
             counted = count_ngrams(group)
@@ -166,7 +166,7 @@ class LexicalEmbedder:
             "lexical.bm25": np.array([K1, B], dtype=np.float64),
             "lexical.totals": np.array([self._texts, self._ngrams], dtype=np.int64),
             "lexical.buckets": buckets.astype(np.uint32),
-            "lexical.frequencies": self._document_frequency[buckets].astype(np.uint32),
+            "lexical.frequencies": self._document_frequency[buckets],
         }
 
     @classmethod
@@ -193,7 +193,7 @@ class LexicalEmbedder:
             embedder = cls(int(shape[0]), int(shape[1]))
         except UsageError as problem:
             raise CorruptError(f"embedder: lexical.shape {shape.tolist()}: {problem}") from problem
-        document_frequency = np.zeros(BUCKETS, dtype=np.int64)
+        document_frequency = np.zeros(BUCKETS, dtype=np.uint32)
         document_frequency[buckets] = frequencies
         embedder._learn(document_frequency, texts, ngrams)
         return embedder

@@ -42,7 +42,7 @@ from m3build.pipeline.settings import shape_request, source_options
 from m3build.pipeline.shard_files import memories_to_copy, write_shards
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.unchanged import RECORD, is_asked_to_build, nothing_to_do, take_down
-from m3build.pipeline.vector_stage import index_recall
+from m3build.pipeline.vector_stage import drawn_queries, index_recall
 from m3build.pipeline.version_facts import chunk_shape, cold_counts, counts_of, is_same, memory_facts
 from m3build.pipeline.watch import Watch
 from m3build.progress import Progress, Silent
@@ -193,6 +193,10 @@ def compile_bank(
                 writer.data,
                 watch,
             )
+        of_embedder, embedder_file, state = retrieval.embedder.facts(), retrieval.file, retrieval.state
+        queries = drawn_queries(retrieval.embedder, sharded.places, sharded.shards, writer.data.path)
+        # A part of the index is the largest thing that a build reads whole; the embedder is the next.
+        del retrieval
         contents = VersionContents(
             operation="compile",
             counts={**counts, "excluded": matched.total(), **cold_counts(memories)},
@@ -205,16 +209,12 @@ def compile_bank(
             model=model_facts,
             memory=memory_facts(model),
             codec=codec.facts,
-            embedder=retrieval.embedder.facts(),
+            embedder=of_embedder,
             index={
-                **retrieval.state.facts(),
+                **state.facts(),
                 "vectors": counts["chunks"],
                 "recall": index_recall(
-                    retrieval.state,
-                    retrieval.embedder,
-                    list(zip(sharded.shards, vectors, strict=True)),
-                    sharded.places,
-                    writer.data.path,
+                    state, queries, list(zip(sharded.shards, vectors, strict=True)), writer.data.path
                 ),
             },
             libraries=library_versions(),
@@ -224,7 +224,7 @@ def compile_bank(
             shards=tuple(shards),
             files=BankFileEntries(
                 codec=codec.file,
-                embedder=retrieval.file,
+                embedder=embedder_file,
                 rejects=_write_rejects(corpus, sharded, writer),
                 eval=None,
             ),

@@ -46,7 +46,7 @@ from m3build.pipeline.places import Places
 from m3build.pipeline.retrieval_stage import prepare_retrieval
 from m3build.pipeline.shard_files import entries_of
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
-from m3build.pipeline.vector_stage import VectorWriter, index_recall
+from m3build.pipeline.vector_stage import VectorWriter, drawn_queries, index_recall
 from m3build.pipeline.watch import Watch
 from m3build.progress import Progress, Silent
 from m3build.records import Chunk, Reject
@@ -132,7 +132,10 @@ def merge_banks(
                 **retrieval.state.facts(),
                 "vectors": rows,
                 "recall": index_recall(
-                    retrieval.state, retrieval.embedder, shards_vectors, sharded.places, data.path
+                    retrieval.state,
+                    drawn_queries(retrieval.embedder, sharded.places, sharded.shards, data.path),
+                    shards_vectors,
+                    data.path,
                 ),
             },
             libraries=merged_libraries(manifests, library_versions()),

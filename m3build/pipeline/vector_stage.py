@@ -88,10 +88,10 @@ def train_index(
     with closing(VectorFile(embedder.dim, shards[0].scratch)) as sample:
         for texts in _blocks(sample_texts(places, shards, data, wanted), EMBED_TEXTS):
             sample.append(embedder.embed(texts))
-        return train(spec, vectors, sample, _drawn_queries(embedder, places, shards, data))
+        return train(spec, vectors, sample, drawn_queries(embedder, places, shards, data))
 
 
-def _drawn_queries(
+def drawn_queries(
     embedder: Embedder, places: Places, shards: Sequence[StagedShard], data: Path
 ) -> NDArray[np.float32]:
     """Vectors of pieces of references that are drawn by hash from all of the corpus: the first of a larger
@@ -266,19 +266,16 @@ def _make(
 
 def index_recall(
     state: IndexState,
-    embedder: Embedder,
+    queries: NDArray[np.float32],
     written: Sequence[tuple[StagedShard, ShardVectors]],
-    places: Places,
     data: Path,
 ) -> float:
-    """Recall at 10 of the index against exact search, for pieces of references drawn by hash, on as much of
-    the bank as RECALL_VECTORS allows.
+    """Recall at 10 of the index against exact search for ``queries``, float32 (n, dim), on as much of the
+    bank as RECALL_VECTORS allows.
     """
     rows = sum(shard.rows for shard, _ in written)
     step = max(1, -(-rows // RECALL_VECTORS))
     chosen = written[::step]
-    shards = [shard for shard, _ in written]
-    queries = _drawn_queries(embedder, places, shards, data)
 
     def opener(shard: StagedShard, vectors: ShardVectors) -> Callable[[], Any]:
         return lambda: open_part(state, memoryview((data / vectors.index.name).read_bytes()), shard.rows)
