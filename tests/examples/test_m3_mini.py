@@ -205,7 +205,8 @@ def test_what_ships_is_the_taught_model_in_bfloat16_with_its_card(tmp_path: Path
     assert load_causal_model(str(out), dtype="bfloat16").model.config.dtype == torch.bfloat16
     assert shipped.shape.memory_layers == (1,)
     assert shipped.shape.sparse_tokens == 16
-    assert json.loads((out / "memory3.json").read_text())["codec"] == ship.CODEC
+    said = json.loads((out / "memory3.json").read_text())
+    assert (said["codec"], said["continuations"]) == (ship.CODEC, ship.CONTINUATIONS)
     for own, theirs in zip(given.model.parameters(), shipped.model.parameters(), strict=True):
         assert torch.equal(own.bfloat16().float(), theirs)
     card = (out / "README.md").read_text(encoding="utf-8")
