@@ -101,8 +101,10 @@ class ReferenceEncoder:
         self._model = model
         self._shape = model.shape
         self._selector = selector or get_selector(model.shape.selection)
-        self._batch_tokens = batch_tokens
-        self._threads = max(1, threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
+        self._threads, self._batch_tokens = 1, batch_tokens
+        if model.device.type == "cpu":
+            self._threads = max(1, threads or torch.get_num_threads())
+            self._batch_tokens = min(batch_tokens, self._threads * MOST_THREAD_TOKENS)
         self._queries = queries
         self._pool: ThreadPoolExecutor | None = None
 
@@ -149,8 +151,6 @@ class ReferenceEncoder:
         whole = sum(length * len(indices) for length, indices in lengths.items())
         # A small input is shared out evenly: how references are batched changes nothing but the time.
         budget = min(self._batch_tokens, whole) // self._threads
-        if self._model.device.type == "cpu":
-            budget = min(budget, MOST_THREAD_TOKENS)
         batches: list[tuple[int, ...]] = []
         for length, indices in sorted(lengths.items(), reverse=True):
             step = max(1, budget // length)

@@ -68,11 +68,14 @@ def attach(
     what it retrieves itself, a partial last one too; with ``query`` "previous" it reads what the one before
     it retrieved, so that nothing was found with text still to be predicted. Generated tokens read what the
     last complete query chunk retrieved; until there is one, what the short prompt did. ``tokenizer`` is found
-    by the model's name unless given. ``retrieve`` takes the place of the bank's search.
+    by the model's name unless given. ``retrieve`` takes the place of the bank's search, and then
+    ``continuations`` is its own affair.
 
     Raises MismatchError where the model is not the one whose memories the bank holds, UsageError where it has
     a reader already, or no tokenizer or no model is found.
     """
+    if continuations not in (None, True, False):
+        raise UsageError(f"continuations is {continuations!r}; give True or False.")
     if query not in ("own", "previous"):
         raise UsageError(f"query is {query!r}; there are own and previous.")
     for name, value in (("references", references), ("chunk", chunk)):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -68,10 +68,11 @@ def search(
     k: int = 5,
     embedder: Embedder | None = None,
     exact: bool = False,
+    continuations: bool = False,
 ) -> list[list[Hit]]:
     """The ``k`` best chunks for each query, best first; see ``Searcher.search``. To search more than once
     keep a ``Searcher``."""
-    return Searcher(files, embedder).search(queries, k, exact)
+    return Searcher(files, embedder).search(queries, k, exact, continuations)
 
 
 class Searcher:
@@ -91,11 +92,12 @@ class Searcher:
         """The ``k`` best chunks for each query, best first, fewer where the bank has fewer that fit.
 
         With ``exact`` the candidates come from a scan of all stored embeddings instead of the index. With
-        ``continuations`` each of them is followed by the chunk with which its document goes on (at its first
-        place, if that chunk stands there for the first time), with the same score, each chunk once and ``k``
-        in all. Raises
-        UsageError (k under 1), CorruptError (bytes of the bank that were read are not what the manifest
-        says), MismatchError (the embedder given is not the bank's).
+        ``continuations`` each of them is followed by the chunk with which its document goes on, with the same
+        score, each chunk once and ``k`` in all. That is the next chunk of the document of its first place
+        which stands there for the first time: what repeats an earlier chunk of the shard is passed over.
+
+        Raises UsageError (k under 1), CorruptError (bytes of the bank that were read are not what the
+        manifest says), MismatchError (the embedder given is not the bank's).
         """
         if k < 1:
             raise UsageError(f"search: k is {k}; ask for at least 1 chunk")
@@ -194,12 +196,14 @@ class Searcher:
         return [self._hit(float(scores[n]), candidates[n]) for n in order if scores[n] > 0]
 
     def _continued(self, best: Sequence[Hit]) -> Iterator[Hit]:
+        # A continuation may be among the best itself, and is known there with all its places.
+        known = {hit.id: hit for hit in best}
         given: set[str] = set()
         for hit in best:
             for one in (hit, self._continuation(hit)):
                 if one is not None and one.id not in given:
                     given.add(one.id)
-                    yield one
+                    yield replace(known.get(one.id, one), score=hit.score)
 
     def _continuation(self, hit: Hit) -> Hit | None:
         shard, row = self._shards[hit.shard], hit.row + 1

@@ -161,7 +161,7 @@ SELECTIONS = "memory3, memory3-exp, value-norm, observed, key-norm, random, firs
     default=16384,
     show_default=True,
     metavar="N",
-    help="Tokens in one batch at most; bounds memory.",
+    help="Tokens in flight at most, and 4,096 a core of a CPU; bounds memory.",
 )
 @click.option(
     "--workers",

@@ -48,8 +48,8 @@ _FIGURES = "\n".join(f"  {name:<19} {figure.meaning}" for name, figure in FIGURE
 @click.option(
     "--continuations/--no-continuations",
     default=None,
-    help="Follow each reference that is found by the one with which its document goes on.  [default: the "
-    "bank's]",
+    help="Follow each reference that is found by the one with which its document goes on; not those of "
+    "--fixed.  [default: the bank's]",
 )
 @click.option(
     "--fixed",
@@ -94,7 +94,12 @@ _FIGURES = "\n".join(f"  {name:<19} {figure.meaning}" for name, figure in FIGURE
     metavar="FILE.png|svg",
     help="Draw the gain by query chunk and by rank of the reference.",
 )
-@click.option("--by-rank", is_flag=True, help="Measure each rank of reference by itself too, as --plot does.")
+@click.option(
+    "--by-rank",
+    is_flag=True,
+    help="Measure each rank of reference by itself too, as --plot does. With continuations every other one "
+    "goes on where the one before ends.",
+)
 @click.option("--no-store", is_flag=True, help="Leave the bank alone: do not keep the results in it.")
 @click.option(
     "--progress",

@@ -203,10 +203,10 @@ class LossMeter:
             if room is not None and sum(map(len, rows)) + len(ids) > room:
                 break
             # The best stands last, but a text that goes on stays behind what it goes on from.
-            best = fitting[0] if fitting else reference
-            goes_on = (best.shard, best.row + 1) == (reference.shard, reference.row)
-            fitting.insert(int(goes_on), reference)
-            rows.insert(int(goes_on), ids)
+            before = (reference.shard, reference.row - 1)
+            at = next((n for n, one in enumerate(fitting, 1) if (one.shard, one.row) == before), 0)
+            fitting.insert(at, reference)
+            rows.insert(at, ids)
         return (*self._start, *(token for row in rows for token in row), *own), len(rows)
 
 

@@ -50,7 +50,8 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """For each query chunk of a window the references that it reads, best first, and as many at random."""
+    """For each query chunk of a window the references that it reads, best first (each with its continuation
+    behind it, where that is asked for), and as many at random."""
 
     window: Window
     found: tuple[tuple[Reference, ...], ...]

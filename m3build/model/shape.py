@@ -170,7 +170,7 @@ def resolve_shape(facts: ModelFacts, request: ShapeRequest, stored: Mapping[str,
         selection=check_selection(selection),
         query_tokens=number("query_tokens", DEFAULT_QUERY_TOKENS, 1 << 20),
         references=number("references", DEFAULT_REFERENCES, 1 << 20),
-        continuations=bool(
+        continuations=_yes_or_no(
             stored.get("continuations", False) if request.continuations is None else request.continuations
         ),
         layers=facts.layers,
@@ -178,6 +178,12 @@ def resolve_shape(facts: ModelFacts, request: ShapeRequest, stored: Mapping[str,
         kv_heads=facts.kv_heads,
         head_dim=facts.head_dim,
     )
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"continuations must be true or false, not {value!r}.")
+    return value
 
 
 def parse_layers(given: str | Sequence[int], layers: int, where: str = "--memory-layers") -> tuple[int, ...]:

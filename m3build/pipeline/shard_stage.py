@@ -43,7 +43,7 @@ class StagedShard:
         """Token ids of all rows one after the other, memory-mapped, and the bounds of each row."""
         path = _ids(self.scratch, self.number)
         # An empty file cannot be mapped.
-        # As plain arrays: a slice of a memmap is an object of some 300 bytes.
+        # A plain array: a slice of a memmap is an object of some 300 bytes.
         ids = np.asarray(np.memmap(path, np.uint32, "r")) if path.stat().st_size else _NO_IDS
         bounds: NDArray[np.int64] = np.load(_bounds(self.scratch, self.number), mmap_mode="r")
         return ids, bounds

@@ -59,7 +59,8 @@ def is_same(old: Manifest, new: VersionContents) -> bool:
             version.sources,
             version.chunker,
             version.model,
-            version.memory,
+            # A version from before this key read as one that has it and says no.
+            {"continuations": False, **version.memory},
             version.codec,
             version.embedder,
             version.index,

@@ -69,6 +69,27 @@ def test_json_has_every_way_with_its_gain_and_the_bank_is_left_alone(
     assert b"<svg" in picture.read_bytes()[:1000]
 
 
+def test_continuations_are_measured_and_shown_where_they_are_asked_for(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, text = str(place / "bank"), ["--text", str(place / "held-out.jsonl"), "--progress", "none"]
+    losses = {}
+    for option, said in ((["--continuations"], True), (["--no-continuations"], False), ([], False)):
+        assert end_of("eval", bank, *text, "--no-store", "--json", *option) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results["text"]["continuations"] is said
+        losses[said] = results["loss"]["quantized"]
+    assert losses[True] != losses[False]
+    assert end_of("eval", bank, *text, "--no-store", "--continuations") == 0
+    assert "each followed by what its document goes on with" in capsys.readouterr().out
+    found = {}
+    for option in ([], ["--continuations"]):
+        assert end_of("search", bank, "number 203", "-k", "2", "--json", *option) == 0
+        found[len(option)] = [hit["text"] for hit in json.loads(capsys.readouterr().out)["hits"]]
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 def test_a_gate_that_fails_ends_with_7_and_info_shows_what_was_measured(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,43 @@ class Slow:
         return token_losses(slow_logits(self.config, "llama", self.weights, [], ids, reference_tokens=0), ids)
 
 
+def in_reading_order(references: list[Reference]) -> list[Reference]:
+    """Runs of one shard's neighbouring rows as they stand there; the run of the best reference last."""
+    runs: list[list[Reference]] = []
+    for reference in references:
+        for run in runs:
+            if any((one.shard, one.row + 1) == (reference.shard, reference.row) for one in run):
+                run.append(reference)
+                run.sort(key=lambda one: one.row)
+                break
+        else:
+            runs.append([reference])
+    return [one for run in reversed(runs) for one in run]
+
+
+def test_what_goes_on_from_a_reference_stands_behind_it() -> None:
+    def order(*rows: int) -> list[int]:
+        return [one.row for one in in_reading_order([Reference(str(row), 0, row, (), "") for row in rows])]
+
+    def found(*rows: int) -> list[int]:
+        meter: Any = SimpleNamespace(_start=(), _limit=None, loaded=SimpleNamespace(tokenizer=Numbers()))
+        references = [Reference(str(row), 0, row, (), str(row)) for row in rows]
+        row, number = LossMeter.with_text(meter, references, (99,))
+        assert (row[-1], number) == (99, len(rows))
+        return list(row[:-1])
+
+    for rows in ((5, 6, 7), (5, 20, 6), (20, 5, 6), (3,), (9, 1, 10, 2, 30), (7, 6)):
+        assert found(*rows) == order(*rows)
+    assert found(5, 6, 20, 7) == [20, 5, 6, 7]
+
+
+class Numbers:
+    """A tokenizer of numbers."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [int(text)]
+
+
 def slow_losses(slow: Slow, meter: LossMeter, read: Reads) -> dict[str, Any]:
     """All ways for one window."""
     ids = list(read.window.ids)
@@ -124,17 +162,15 @@ def slow_losses(slow: Slow, meter: LossMeter, read: Reads) -> dict[str, Any]:
         if not references:
             continue
         first, end = chunk * QUERY, min((chunk + 1) * QUERY, len(ids) - 1)
-        blocks: list[tuple[tuple[int, int], list[int]]] = []
         before: list[int] = []
+        fitted: list[Reference] = []
         for reference in references:
             own = encode(reference.text + "\n", add_special_tokens=False)
             if len(before) + len(own) + end + 1 > slow.config.max_position_embeddings:
                 break
-            if blocks and blocks[-1][0] == (reference.shard, reference.row - 1):
-                blocks[-1] = blocks[-1][0], blocks[-1][1] + own
-            else:
-                blocks.append(((reference.shard, reference.row), list(own)))
-            before = [token for _, block in reversed(blocks) for token in block]
+            fitted.append(reference)
+            ordered = in_reading_order(fitted)
+            before = [t for one in ordered for t in encode(one.text + "\n", add_special_tokens=False)]
         row = [ids[0], *before, *ids[1 : end + 1]]
         text[first:end] = slow.plain(row)[len(before) + first :]
     losses["text"] = text

@@ -19,6 +19,7 @@ from small_corpus import build, data_files, sentence, write_smaller_corpus
 from m3build.bank import open_bank
 from m3build.pipeline import build as build_module
 from m3build.pipeline import cut_units, file_hashes, unchanged, units
+from m3build.pipeline.version_facts import is_same
 from m3build_formats.bank import list_versions, read_manifest
 from m3build_formats.errors import ResourceError
 from m3build_formats.rollback import rollback
@@ -168,6 +169,15 @@ def test_one_edited_document_cuts_one_and_encodes_its_changed_chunks(place: Path
     assert result.cut == 1
     assert 1 <= result.encoded <= 2
     assert count_encoded() == result.encoded
+
+
+def test_a_version_from_before_continuations_is_the_same_as_one_that_says_no(place: Path) -> None:
+    manifest = read_manifest(place / "bank")
+    contents = manifest.contents
+    assert contents.memory["continuations"] is False
+    before = {key: value for key, value in contents.memory.items() if key != "continuations"}
+    assert is_same(replace(manifest, memory=before), contents)
+    assert not is_same(replace(manifest, memory={**before, "continuations": True}), contents)
 
 
 def test_moved_renamed_and_copied_files_encode_nothing(place: Path, tiny_llama: Path) -> None:

@@ -250,7 +250,9 @@ def test_the_banks_own_search_retrieves_by_the_text_of_the_query_chunk(llama: Se
     assert len(found) == 3
 
 
-def test_continuations_are_read_where_the_caller_or_the_bank_says_so(llama: Setting) -> None:
+def test_continuations_are_read_where_the_caller_or_the_bank_says_so(
+    llama: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "memory layer head token query key"
     ids = torch.tensor([llama.tokenizer.encode(text)])
     found = {}
@@ -271,6 +273,19 @@ def test_continuations_are_read_where_the_caller_or_the_bank_says_so(llama: Sett
     assert llama.bank.manifest.memory["continuations"] is False
     assert found == {None: plain, True: followed, False: plain}
     assert plain != followed
+    for said, expected in ((True, followed), (False, plain)):
+        monkeypatch.setitem(llama.bank.manifest.memory, "continuations", said)
+        with attach(llama.model, llama.bank, tokenizer=llama.tokenizer, references=4) as reader:
+            assert reader.continuations is said
+            with torch.no_grad():
+                llama.model(ids)
+            assert [hit.id for hit in reader.last_read[0] if not isinstance(hit, str)] == expected
+    for wrong in ("no", 1.5):
+        monkeypatch.setitem(llama.bank.manifest.memory, "continuations", wrong)
+        with pytest.raises(MismatchError, match="continuations must be true or false"):
+            attach(llama.model, llama.bank, tokenizer=llama.tokenizer)
+        with pytest.raises(UsageError, match="give True or False"):
+            attach(llama.model, llama.path, tokenizer=llama.tokenizer, continuations=wrong)  # type: ignore[arg-type]
 
 
 def test_no_references_read_nothing_but_the_reference_bos(llama: Setting) -> None:
