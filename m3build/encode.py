@@ -47,8 +47,8 @@ DEFAULT_BATCH_TOKENS = 16384
 # A core is no faster with more, which would only take more memory.
 MOST_THREAD_TOKENS = 4096
 
-
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+"""The token ids of one reference, without the reference BOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,8 @@ class ReferenceEncoder:
 
     ``batch_tokens`` bounds the tokens in flight, padding included (one reference always runs); a thread of a
     CPU takes at most 4,096 of them. ``threads`` is how many batches run at once on a CPU: by default torch's
-    own number of threads. ``queries`` asks for that
-    many queries of each reference, evenly spread over its tokens, to measure errors of attention with. None
-    of them changes a bit of a memory.
+    own number of threads. ``queries`` asks for that many queries of each reference, evenly spread over its
+    tokens, to measure errors of attention with. None of them changes a bit of a memory.
 
     As a context manager it keeps its threads from one call to the next until it is left; otherwise each call
     starts its own, and what the allocator set aside for a thread is not given back when the thread ends.

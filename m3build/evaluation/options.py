@@ -19,8 +19,8 @@ class EvalOptions:
     each query chunk reads, with ``continuations`` each that is found and what its document goes on with;
     ``reference_file``: fixed ones instead of retrieval. ``window``: tokens of a context at most. ``control``:
     a model without memories to compare with. ``overlap``: references over this share are left out.
-    ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also
-    measure each rank of reference by itself. ``require``: conditions of the gate.
+    ``documents``, ``tokens``: limits of a draw by ``seed``. ``by_rank``: also measure each rank of reference
+    by itself. ``require``: conditions of the gate.
     """
 
     text: tuple[str, ...] = ()
