@@ -73,6 +73,7 @@ def test_continuations_are_measured_and_shown_where_they_are_asked_for(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bank, text = str(place / "bank"), ["--text", str(place / "held-out.jsonl"), "--progress", "none"]
+    text += ["--documents", "1"]
     losses = {}
     for option, said in ((["--continuations"], True), (["--no-continuations"], False), ([], False)):
         assert end_of("eval", bank, *text, "--no-store", "--json", *option) == 0

@@ -72,7 +72,7 @@ def test_its_card_names_what_it_was_trained_on_and_what_was_held_out() -> None:
 
 def test_a_bank_of_it_lowers_its_loss_on_text_that_the_bank_holds(bank: Path) -> None:
     found = m3build.evaluate(
-        bank, text=[CORPUS], query="own", overlap=1.0, window=128, device="cpu", store=False
+        bank, text=[CORPUS], query="own", overlap=1.0, window=128, tokens=800, device="cpu", store=False
     ).results
     # A query that retrieves itself: no honest use, but it shows reading, quantization included.
     assert found["gain"]["quantized"]["low"] > 0.1
