@@ -10,8 +10,8 @@ Design choices:
 - Index parts and embedder are opened at the first search and kept; only the coarse centroids and FAISS's
   small tables are copied into memory.
 - A re-ranked score of 0 says that text and query have nothing in common; such a text is no hit.
-- What a text goes on with is more like what follows the query than the next best hit is, so whoever reads
-  references can have each hit followed by its continuation, as RETRO does (Borgeaud et al., "Improving
+- What a hit goes on with can be worth more to a model that reads on than the next best hit is (m3-mini's card
+  has figures), so each hit may be followed by its continuation, as in RETRO (Borgeaud et al., "Improving
   Language Models by Retrieving from Trillions of Tokens", 2022, §2.3). Rows of a shard stand in order of
   first occurrence, so the continuation is the next row, if that is of the same document.
 """

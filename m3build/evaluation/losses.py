@@ -7,10 +7,10 @@ The ways (``VARIANTS``), on the same windows with the same references:
 - ``quantized``: memories as stored. ``exact``: the same, unquantized. ``random``: stored memories of random
   references. ``dense``: all tokens' keys and values of the references, at the memory layers.
 - ``text``: the references as text in the context. One row for each query chunk: the tokenizer's BOS, the
-  references' own ids with a line feed after each, the best one last, but one that goes on where another ends
-  behind that one; then the window's context up to the end of the chunk; only the chunk's losses count. As
-  many references stand there, best first, as fit before the whole context within the model's positions. A
-  chunk without references is that of ``plain``.
+  references' own ids with a line feed after each, the best one last, but one of the row after another's
+  behind that one, as a continuation is; then the window's context up to the end of the chunk; only the
+  chunk's losses count. As many references stand there, best first, as fit before the whole context within
+  the model's positions. A chunk without references is that of ``plain``.
 - ``control``: the plain context, by another model.
 - ``rank1``, ``rank2`` …: stored memories, of the reference of that rank alone.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -196,18 +197,18 @@ class LossMeter:
         """The row of ``text`` for a context (see the module), and how many references it holds."""
         own = context[len(self._start) :]
         room = None if self._limit is None else self._limit - len(context)
-        fitting: list[Reference] = []
-        rows: list[tuple[int, ...]] = []
+        places: list[tuple[int, int]] = []
+        texts: list[list[int]] = []
         for reference in references:
-            ids = tuple(self.loaded.tokenizer.encode(reference.text + "\n", add_special_tokens=False))
-            if room is not None and sum(map(len, rows)) + len(ids) > room:
+            ids = self.loaded.tokenizer.encode(reference.text + "\n", add_special_tokens=False)
+            if room is not None and sum(map(len, texts)) + len(ids) > room:
                 break
             # The best stands last, but a text that goes on stays behind what it goes on from.
-            before = (reference.shard, reference.row - 1)
-            at = next((n for n, one in enumerate(fitting, 1) if (one.shard, one.row) == before), 0)
-            fitting.insert(at, reference)
-            rows.insert(at, ids)
-        return (*self._start, *(token for row in rows for token in row), *own), len(rows)
+            before = reference.shard, reference.row - 1
+            at = places.index(before) + 1 if before in places else 0
+            places.insert(at, (reference.shard, reference.row))
+            texts.insert(at, ids)
+        return (*self._start, *chain.from_iterable(texts), *own), len(texts)
 
 
 def padded(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,6 +67,8 @@ class EvalOptions:
             raise UsageError("--control is compared on held-out text: name it with --text")
         if self.query not in ("previous", "own"):
             raise UsageError(f"--query is previous or own, not {self.query!r}")
+        if self.continuations not in (None, True, False):
+            raise UsageError(f"continuations is {self.continuations!r}; give True or False")
         for name, value, least in (
             ("--references", self.references, 1),
             ("--window", self.window, 2),

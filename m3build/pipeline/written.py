@@ -21,8 +21,6 @@ from m3build.records import reference_text
 from m3build_formats.cold_rows import cold_rows
 from m3build_formats.manifest import FileEntry
 
-_VECTORS_AT_ONCE = 512
-
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
@@ -67,6 +65,7 @@ def texts_of_rows(data: Path, entry: FileEntry, rows: Sequence[int]) -> list[str
 
 def memory_rows(data: Path, entry: FileEntry, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Single rows of a memories file, uint8 (len(rows), row bytes)."""
+    # Mapped, since of a batch of a megabyte a row or two may be wanted.
     with pa.memory_map(str(data / entry.name)) as source:
         file = pa.ipc.open_file(source)
         each = entry.batches.rows if entry.batches else 1
@@ -84,8 +83,7 @@ def memory_rows(data: Path, entry: FileEntry, rows: NDArray[np.int64]) -> NDArra
 def cold_mask(data: Path, entry: FileEntry, codes_bytes: int) -> NDArray[np.bool_]:
     """Which rows of a memories file are cold: bool (rows,)."""
     found = [np.empty(0, np.bool_)]
-    with pa.memory_map(str(data / entry.name)) as source:
-        file = pa.ipc.open_file(source)
+    with _opened(data / entry.name) as file:
         kind: Any = file.schema.field(0).type
         for number in range(file.num_record_batches):
             column: Any = file.get_batch(number).column(0)
@@ -98,13 +96,10 @@ def cold_mask(data: Path, entry: FileEntry, codes_bytes: int) -> NDArray[np.bool
 
 
 def embedding_blocks(data: Path, entry: FileEntry) -> Iterator[NDArray[np.float16]]:
-    """The vectors of an embeddings file in row order, float16 (n, dim), some at a time: as float32, with all
-    that is computed of them, those of a record batch would take several times its bytes."""
+    """The vectors of an embeddings file in row order, float16 (n, dim), a record batch at a time."""
     with _opened(data / entry.name) as file:
         kind: Any = file.schema.field(0).type
         dim: int = kind.list_size
         for number in range(file.num_record_batches):
             column: Any = file.get_batch(number).column(0)
-            vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-            for first in range(0, len(vectors), _VECTORS_AT_ONCE):
-                yield vectors[first : first + _VECTORS_AT_ONCE]
+            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)

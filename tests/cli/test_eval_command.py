@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from small_corpus import build, sentence
 
+import m3build
 from m3build_cli.main import run
 from m3build_formats.bank import list_versions, read_manifest
+from m3build_formats.errors import UsageError
 
 WAYS = {"none", "quantized", "exact", "random", "text", "dense"}
 
@@ -81,6 +83,8 @@ def test_continuations_are_measured_and_shown_where_they_are_asked_for(
         assert results["text"]["continuations"] is said
         losses[said] = results["loss"]["quantized"]
     assert losses[True] != losses[False]
+    with pytest.raises(UsageError, match="give True or False"):
+        m3build.evaluate(bank, text=place / "held-out.jsonl", continuations="no")
     assert end_of("eval", bank, *text, "--no-store", "--continuations") == 0
     assert "each followed by what its document goes on with" in capsys.readouterr().out
     found = {}
