@@ -30,7 +30,7 @@ from m3build_formats.layout import MAX_REFERENCE_TOKENS
 MINIMUM_REFERENCE_TOKENS = 16
 RULE = 1  # grows whenever the same document would be cut in another way
 
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 20  # cut together
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 256, 1 << 18  # cut together
 _SECTION = 1 << 14  # characters at most
 _BATCH = 128  # texts for the tokenizer at a time
 _TITLE_SHARE = 3  # a title takes at most the limit divided by this

@@ -31,7 +31,7 @@ BUCKETS = 1 << BUCKET_BITS
 # A batch's key is 12 bits of text number above 20 bits of bucket. The characters are bounded so that the
 # arrays stay in a core's cache.
 BATCH_TEXTS = 1 << (32 - BUCKET_BITS)
-BATCH_CHARACTERS = 1 << 16
+BATCH_CHARACTERS = 1 << 14
 
 BORDER = 0x20
 HASH_BASE = 0x01000193

@@ -25,7 +25,7 @@ def spherical_kmeans(first: Floats, blocks: Callable[[], Iterable[Floats]], iter
     ``blocks`` gives all vectors, float32 (any, dim) each, as often as it is called. A cluster that loses all
     its vectors takes half of the largest. Same vectors, same bytes.
     """
-    centroids = _normalized(first)
+    centroids = _normalized(np.array(first, np.float32))
     with one_thread():
         for _ in range(iterations):
             sums = np.zeros_like(centroids)
@@ -38,6 +38,7 @@ def spherical_kmeans(first: Floats, blocks: Callable[[], Iterable[Floats]], iter
                 counts[found] += sizes
             _divide_largest(sums, counts)
             centroids = _normalized(sums)
+            del sums
     return centroids
 
 
@@ -52,6 +53,7 @@ def _divide_largest(sums: Floats, counts: npt.NDArray[np.int64]) -> None:
 
 
 def _normalized(vectors: Floats) -> Floats:
+    """The same vectors, divided by their lengths in place."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return found
+    vectors /= np.where(lengths > 0, lengths, 1)
+    return vectors

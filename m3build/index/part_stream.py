@@ -88,8 +88,8 @@ def _write_lists(
         pairs = np.stack([filled, sizes[filled]], axis=1)
         write(b"sprs" + _COUNT.pack(pairs.size) + pairs.astype("<u8").tobytes())
     order = np.argsort(assigned, kind="stable")
-    place = np.empty(rows, np.int64)
-    place[order] = np.arange(rows)
+    place = np.empty(rows, np.int32)
+    place[order] = np.arange(rows, dtype=np.int32)
     ends = np.cumsum(sizes)
     code_bytes = coder.sa_code_size()
     for first, last in _groups(sizes * code_bytes):
@@ -108,11 +108,15 @@ def _write_lists(
             write(codes[low - begin : high - begin].tobytes() + order[low:high].astype("<i8").tobytes())
 
 
-def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int64]:
+def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int32]:
     """The list of each vector."""
-    nearest = [nearest_centroids(state.centroids, block.astype(np.float32), 1)[1][:, 0] for block in blocks()]
-    assigned: npt.NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *nearest])
-    _refuse_other_count(rows, len(assigned))
+    assigned = np.empty(rows, np.int32)
+    at = 0
+    for block in blocks():
+        nearest = nearest_centroids(state.centroids, block.astype(np.float32), 1)[1][:, 0]
+        assigned[at : at + len(block)] = nearest[: rows - at]
+        at += len(block)
+    _refuse_other_count(rows, at)
     return assigned
 
 

@@ -29,7 +29,7 @@ from m3build.index.part_stream import Blocks, can_stream, stream_part
 from m3build.index.state import IndexState, empty_index
 from m3build_formats.errors import CorruptError
 
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 256
 WRITE_BYTES = 1 << 20
 # FAISS allows a vector a quarter of its byte limit; the slack is for its small tables, which do not grow with
 # the file.

@@ -105,16 +105,24 @@ def measure_recall(
     ``parts``: the stored embeddings as for ``exact_search``. A row counts as found when it is among the true
     ones or ties with the last of them.
     """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
     approximate = index.search(queries, k)
     scores_of_found = np.full(approximate.rows.shape, -np.inf, dtype=np.float32)
     # Of the true ones only the scores matter, and without their places there is nothing to sort.
     true = np.zeros((len(queries), 0), dtype=np.float32)
-    for number, start, scores in _scored(parts, queries):
-        end = start + scores.shape[1]
+    for number, start, block in _blocks(parts):
+        # By FAISS, whose buffers are there since the parts were searched: those of NumPy's matrix product
+        # would be 8 MiB beside a part.
+        scores, rows = nearest_centroids(block, queries, min(k, len(block)))
         true = highest(np.concatenate([true, scores], axis=1), k)
-        here = (approximate.parts == number) & (approximate.rows >= start) & (approximate.rows < end)
-        query, place = np.nonzero(here)
-        scores_of_found[query, place] = scores[query, approximate.rows[query, place] - start]
+        here = (approximate.parts == number) & (approximate.rows >= start)
+        query, place = np.nonzero(here & (approximate.rows < start + len(block)))
+        row = approximate.rows[query, place] - start
+        same = rows[query] == row[:, None]
+        own = np.einsum("ij,ij->i", queries[query], block[row])
+        # A row that is among the nearest has the score it has there, to the last bit.
+        among = np.take_along_axis(scores[query], same.argmax(axis=1)[:, None], axis=1)[:, 0]
+        scores_of_found[query, place] = np.where(same.any(axis=1), among, own)
     if not true.size:
         return 1.0
     worst = true.min(axis=1, keepdims=True)
@@ -126,6 +134,12 @@ def _scored(
 ) -> Iterator[tuple[int, int, Floats]]:
     """Part, first row and scores (n, rows) of every block of stored embeddings."""
     queries = np.ascontiguousarray(queries, dtype=np.float32)
+    for number, start, block in _blocks(parts):
+        yield number, start, queries @ block.T
+
+
+def _blocks(parts: Iterable[Iterable[npt.NDArray[np.float16]]]) -> Iterator[tuple[int, int, Floats]]:
+    """Part, first row and vectors, float32 (rows, dim), of every block of stored embeddings."""
     for number, arrays in enumerate(parts):
         start = 0
         for array in arrays:
@@ -133,7 +147,7 @@ def _scored(
                 block = array[first : first + _EXACT_ROWS].astype(np.float32)
                 if not bool(np.isfinite(block).all()):
                     raise CorruptError(f"embeddings of shard {number}: hold values that are not finite")
-                yield number, start, queries @ block.T
+                yield number, start, block
                 start += len(block)
 
 

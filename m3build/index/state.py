@@ -11,7 +11,8 @@ Design choices:
   bytes. With inverted lists the sample is read a block at a time and may lie on disk.
 - How many lists to probe is measured, not guessed. Randomly projected lexical vectors hardly cluster: for
   short questions among 45,000 chunks, 64 of 256 lists held 80 % of the answers that a scan finds, and nearly
-  all lists get probed. IVF then costs little and gains little; vectors of a neural model gain much.
+  all lists would get probed. Where more than half of them would be, ``auto`` has no lists: a scan is faster
+  then, exact, and takes less on disk. Vectors of a neural model gain much by lists.
 - A sample too small for what was asked makes a smaller index, never an error.
 """
 
@@ -125,7 +126,8 @@ def train(
     (n, dim), an array or a ``VectorFile``, n = 0 included, drawn uniformly, in an order that depends on the
     texts alone, at most ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32
     (q, dim), what searches will look like (the last of the sample if None); with IVF the fewest lists (a
-    power of two) are probed that find ``probe_recall`` of the true ten nearest sample vectors. Raises
+    power of two) are probed that find ``probe_recall`` of the true ten nearest sample vectors; ``auto`` is
+    without lists where that takes more than half of them. Raises
     UsageError for a spec that is not allowed or does not fit the dimensions, InputError for vectors that are
     not finite.
     """
@@ -166,7 +168,10 @@ def train(
         held_out = min(PROBE_QUERIES, number // 4)
         queries = sample[number - held_out : number].astype(np.float32)
         number -= held_out
-    return replace(state, probes=_choose_probes(state, sample, number, queries[:PROBE_QUERIES], probe_recall))
+    probes = _choose_probes(state, sample, number, queries[:PROBE_QUERIES], probe_recall)
+    if spec == "auto" and 2 * probes > chosen.lists:
+        return IndexState(replace(chosen, lists=0), dim, 0, centroids[:0].copy(), tables)
+    return replace(state, probes=probes)
 
 
 def empty_index(state: IndexState) -> Any:
@@ -220,20 +225,23 @@ def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Flo
     neighbours = min(PROBE_NEIGHBOURS, number)
     if not len(queries):
         return state.spec.lists
-    lists = np.empty(number, np.int64)
+    lists = np.empty(number, np.int32)
     best = np.zeros((len(queries), 0), np.float32)
-    near = np.zeros((len(queries), state.spec.lists), np.int64)
+    near = np.zeros((len(queries), state.spec.lists), np.int32)
     with one_thread():
         for first, block in _blocks(sample, number):
             lists[first : first + len(block)] = nearest_centroids(state.centroids, block, 1)[1][:, 0]
-            best = highest(np.concatenate([best, queries @ block.T], axis=1), neighbours)
+            # By FAISS, as everything here: NumPy's matrix product would keep 8 MiB of buffers of its own.
+            scores, _ = nearest_centroids(block, queries, min(neighbours, len(block)))
+            best = highest(np.concatenate([best, scores], axis=1), neighbours)
         # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
         # rounding of a sum.
         worst = best.min(axis=1, keepdims=True)
         least = worst - 1e-5 * np.abs(worst)
         for first, block in _blocks(sample, number):
-            query, row = np.nonzero(queries @ block.T >= least)
-            np.add.at(near, (query, lists[first + row]), 1)
+            scores, rows = nearest_centroids(block, queries, min(neighbours, len(block)))
+            query, place = np.nonzero(scores >= least)
+            np.add.at(near, (query, lists[first + rows[query, place]]), 1)
         _, order = nearest_centroids(state.centroids, queries, state.spec.lists)
     found = np.minimum(np.take_along_axis(near, order, 1).cumsum(axis=1), neighbours) / neighbours
     probes = 1

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +31,7 @@ from m3build.pipeline.codec_stage import check_codec, code_key, codec_is_open, p
 from m3build.pipeline.corpus_stage import ChunkedCorpus, CorpusReading
 from m3build.pipeline.drift import measure_drift
 from m3build.pipeline.file_hashes import FileHashes
+from m3build.pipeline.freed_memory import give_back_freed_memory
 from m3build.pipeline.ledger import Ledger
 from m3build.pipeline.libraries import library_versions
 from m3build.pipeline.manifest_limit import manifest_problem
@@ -39,7 +41,7 @@ from m3build.pipeline.pieces import keep_pieces
 from m3build.pipeline.result import CompileResult
 from m3build.pipeline.retrieval_stage import check_retrieval, prepare_retrieval
 from m3build.pipeline.settings import shape_request, source_options
-from m3build.pipeline.shard_files import memories_to_copy, write_shards
+from m3build.pipeline.shard_files import embed_shards, encode_shards, entries_of, memories_to_copy
 from m3build.pipeline.shard_stage import ShardedCorpus, shard_corpus
 from m3build.pipeline.unchanged import RECORD, is_asked_to_build, nothing_to_do, take_down
 from m3build.pipeline.vector_stage import drawn_queries, index_recall
@@ -147,8 +149,12 @@ def compile_bank(
             ledger,
             watch,
         )
-        retrieval = prepare_retrieval(settings, run, kept, sharded, writer.data, watch)
-        if kept is not None:
+        # One that is taken over is looked at before the long work of encoding. One that is made now would
+        # only lie beside the model until then.
+        retrieval = None
+        if kept is not None or run.embedder_from is not None:
+            retrieval = prepare_retrieval(settings, run, kept, sharded, writer.data, watch)
+        if kept is not None and retrieval is not None:
             if not codec_is_open(kept):
                 _refuse_other_file("--codec-from", run.codec_from, kept.files.codec, codec.file)
             _refuse_other_file("--embedder-from", run.embedder_from, kept.files.embedder, retrieval.file)
@@ -158,16 +164,16 @@ def compile_bank(
         if (of_codec := codec_note(kept, settings)) is not None:
             watch.note(of_codec)
         key = code_key(model, model_facts["fingerprint"], codec)
-        encode = None
+        encoder = None
         if not settings.text_only:
             if (problem := manifest_problem(counts["chunks"], codec.row_bytes)) is not None:
                 raise ResourceError(problem)
-            encode = stack.enter_context(codec.row_encoder(model, run.batch_tokens))
+            encoder = partial(codec.row_encoder, model, run.batch_tokens)
         # Whoever builds anew with text only wants to be rid of the memories.
         stored = None if settings.text_only and run.rebuild else old
-        copied = memories_to_copy(stored, key, encode is not None, writer, ledger, stack)
+        copied = memories_to_copy(stored, key, encoder is not None, writer, ledger, stack)
         memories = MemoryWriter(
-            encode,
+            encoder is not None,
             codec.row_bytes,
             codec.codec.row_bytes,
             key,
@@ -177,9 +183,9 @@ def compile_bank(
             build / "shards",
             ledger,
         )
-        shards, vectors = write_shards(sharded, memories, retrieval, old, writer, ledger, workers, watch)
+        written = encode_shards(sharded, memories, encoder, watch)
         drift = None
-        if memories.encodes:
+        if memories.encodes and kept is not None and retrieval is not None:
             drift = measure_drift(
                 kept,
                 drift_limit,
@@ -193,6 +199,13 @@ def compile_bank(
                 writer.data,
                 watch,
             )
+        of_memory = memory_facts(model)
+        # Nothing after this needs them: embedder and index take their place.
+        del model, encoder
+        give_back_freed_memory()
+        if retrieval is None:
+            retrieval = prepare_retrieval(settings, run, None, sharded, writer.data, watch)
+        vectors = embed_shards(sharded, retrieval, old, writer, ledger, workers, watch)
         of_embedder, embedder_file, state = retrieval.embedder.facts(), retrieval.file, retrieval.state
         queries = drawn_queries(retrieval.embedder, sharded.places, sharded.shards, writer.data.path)
         # A part of the index is the largest thing that a build reads whole; the embedder is the next.
@@ -207,7 +220,7 @@ def compile_bank(
                 "shard_chunks": settings.shard_chunks,
             },
             model=model_facts,
-            memory=memory_facts(model),
+            memory=of_memory,
             codec=codec.facts,
             embedder=of_embedder,
             index={
@@ -221,7 +234,7 @@ def compile_bank(
             code_key=key,
             row_codes_bytes=codec.codec.row_bytes,
             row_positions_bytes=codec.row_bytes - codec.codec.row_bytes,
-            shards=tuple(shards),
+            shards=tuple(entries_of(sharded, written, vectors)),
             files=BankFileEntries(
                 codec=codec.file,
                 embedder=embedder_file,

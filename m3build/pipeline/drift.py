@@ -59,7 +59,7 @@ CODEC_FIGURES: Final = ("key_error", "value_error")
 
 
 def measure_drift(
-    kept: Manifest | None,
+    kept: Manifest,
     limit: float,
     batch_tokens: int,
     model: LoadedModel,
@@ -72,13 +72,11 @@ def measure_drift(
     progress: Progress,
 ) -> Drift | None:
     """How far the new references of a build are from what the codec and the embedder of ``kept`` were made
-    from; notes it where that is past ``limit``, a share. None where nothing is new, or nothing was kept that
-    a corpus shapes.
+    from; notes it where that is past ``limit``, a share. None where nothing is new, or neither of them was
+    kept or is one that a corpus shapes.
 
     ``stored`` are the memories that the build could copy, if there are any, ``code_key`` is the build's.
     """
-    if kept is None:
-        return None
     keeps_codec = codec.file is not None and kept.files.codec == codec.file
     embedder = retrieval.embedder if kept.files.embedder == retrieval.file else None
     if not keeps_codec and not isinstance(embedder, LexicalEmbedder):

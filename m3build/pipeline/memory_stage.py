@@ -148,12 +148,12 @@ def finished_memories(ledger: Ledger, code_key: str) -> Iterator[tuple[FileEntry
 
 class MemoryWriter:
     """Writes the memories of shards one after the other; ``counts`` says how many references were encoded,
-    reused, repeated and left cold. Without ``encode`` those that are stored nowhere are left cold.
+    reused, repeated and left cold. If it does not ``encode``, those that are stored nowhere are left cold.
     """
 
     def __init__(
         self,
-        encode: Encode | None,
+        encodes: bool,
         row_bytes: int,
         codes_bytes: int,
         code_key: str,
@@ -163,7 +163,7 @@ class MemoryWriter:
         scratch: Path,
         ledger: Ledger,
     ) -> None:
-        self._encode = encode
+        self.encodes = encodes
         self._row_bytes = row_bytes
         self._codes_bytes = codes_bytes
         self._code_key = code_key
@@ -175,22 +175,18 @@ class MemoryWriter:
         self._written: list[MemoryFile | None] = []
         self.counts: Counter[str] = Counter()
 
-    @property
-    def encodes(self) -> bool:
-        """Whether references go through the model, or those that are stored nowhere are left cold."""
-        return self._encode is not None
-
-    def write(self, shard: StagedShard, stage: Stage) -> FileEntry | None:
+    def write(self, shard: StagedShard, stage: Stage, encode: Encode | None) -> FileEntry | None:
         """Memories of a shard, rows as in its chunks; None where all of them are cold. Shards must come in
-        order, for later ones copy from earlier ones.
+        order, for later ones copy from earlier ones. ``encode`` is not kept: it has buffers that what comes
+        after encoding should not find.
         """
         key = piece_key("memories", {"code_key": self._code_key, "chunks": shard.chunks.sha256})
         entry = self._finished(key, shard)
         if entry is None:
-            entry = self._make(shard, stage)
+            entry = self._make(shard, stage, encode)
             give_back_freed_memory()
             # A file with cold rows must not be taken for finished by a build that encodes.
-            if entry is not None and self._encode is not None:
+            if entry is not None and self.encodes:
                 self._ledger.put(
                     key,
                     {
@@ -208,14 +204,14 @@ class MemoryWriter:
     def _finished(self, key: str, shard: StagedShard) -> FileEntry | None:
         if self._old is not None and (entry := self._old.of_shard(shard.chunks)):
             return entry
-        done = self._ledger.get(key) if self._encode is not None else None
+        done = self._ledger.get(key) if self.encodes else None
         if done is None:
             return None
         entry = FileEntry.from_json(done["entry"])
         return entry if self._data.is_sound(entry) else None
 
-    def _make(self, shard: StagedShard, stage: Stage) -> FileEntry | None:
-        if self._encode is None and self._old is None and not any(self._written):
+    def _make(self, shard: StagedShard, stage: Stage, encode: Encode | None) -> FileEntry | None:
+        if encode is None and self._old is None and not any(self._written):
             # No memory is stored anywhere.
             self.counts["cold"] += shard.rows
             stage.advance(shard.rows)
@@ -223,7 +219,7 @@ class MemoryWriter:
         step = max(1, STREAM_BYTES // self._row_bytes)
         with closing(RowFile(self._row_bytes, self._scratch)) as rows:
             missing = self._copy(shard, rows, stage)
-            if self._encode is None:
+            if encode is None:
                 self.counts["cold"] += len(missing)
                 stage.advance(len(missing))
                 if len(missing) == shard.rows:
@@ -232,7 +228,7 @@ class MemoryWriter:
                     cold = missing[lo : lo + step]
                     rows.put(cold, empty_rows(len(cold), self._row_bytes, self._codes_bytes))
             else:
-                self._fill(shard, rows, missing, self._encode, stage)
+                self._fill(shard, rows, missing, encode, stage)
             return write_memories(self._data, rows.blocks(shard.rows, step), self._row_bytes)
 
     def _fill(

@@ -97,8 +97,7 @@ def merge_banks(
             raise InputError("nothing to merge: the banks hold no chunk that none of them excludes")
         cold = any(manifest.cold for manifest in manifests)
         memories = MemoryWriter(
-            # What has no memory in any bank stays so.
-            None if cold else _encode_nothing,
+            not cold,
             first.row_bytes,
             first.row_codes_bytes,
             first.code_key,
@@ -109,7 +108,9 @@ def merge_banks(
             ledger,
         )
         with watch.stage("copy", rows, "memories") as stage:
-            copied = [memories.write(shard, stage) for shard in sharded.shards]
+            # What has no memory in any bank stays so.
+            encode = None if cold else _encode_nothing
+            copied = [memories.write(shard, stage, encode) for shard in sharded.shards]
         run = RunOptions(embedder_from=embedder_from)
         retrieval = prepare_retrieval(settings, run, None, sharded, data, watch)
         vectors_writer = VectorWriter(

@@ -27,7 +27,7 @@ from m3build_formats.shard_tables import DocumentRow
 # A batch is closed by whichever comes first, so that neither many small documents nor a few huge ones pile
 # up.
 BATCH_DOCUMENTS = 1024
-BATCH_CHARACTERS = 2 << 20
+BATCH_CHARACTERS = 1 << 18
 
 _DOCUMENT_FIELDS: list[Any] = [
     ("id", pa.string()),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from itertools import chain
 
 from m3build.pipeline.ledger import Ledger
-from m3build.pipeline.memory_stage import MemoryWriter, OldMemories, finished_memories, memories_of
+from m3build.pipeline.memory_stage import Encode, MemoryWriter, OldMemories, finished_memories, memories_of
 from m3build.pipeline.places import Places
 from m3build.pipeline.retrieval_stage import PreparedRetrieval
 from m3build.pipeline.shard_stage import ShardedCorpus
@@ -30,17 +30,31 @@ def memories_to_copy(
     return memories if len(memories) else None
 
 
-def write_shards(
+def encode_shards(
     sharded: ShardedCorpus,
     memories: MemoryWriter,
+    encoder: Callable[[], AbstractContextManager[Encode]] | None,
+    watch: Watch,
+) -> list[FileEntry | None]:
+    """Write the memories that are not there yet; those of all shards, in order. ``encoder`` gives what
+    encodes references, None where none are, and is left again."""
+    rows = sum(shard.rows for shard in sharded.shards)
+    with ExitStack() as encoding:
+        encode = encoding.enter_context(encoder()) if encoder is not None else None
+        with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
+            return [memories.write(shard, stage, encode) for shard in sharded.shards]
+
+
+def embed_shards(
+    sharded: ShardedCorpus,
     retrieval: PreparedRetrieval,
     old: Manifest | None,
     writer: BankWriter,
     ledger: Ledger,
     workers: int,
     watch: Watch,
-) -> tuple[list[ShardEntry], list[ShardVectors]]:
-    """Write what is not there yet; the entries of the shards, and their vectors, in canonical order."""
+) -> list[ShardVectors]:
+    """Write the embeddings and index parts that are not there yet; those of all shards, in order."""
     rows = sum(shard.rows for shard in sharded.shards)
     same_embedder = (
         old is not None
@@ -59,11 +73,8 @@ def write_shards(
         writer.build_directory,
         workers,
     )
-    with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
-        written = [memories.write(shard, stage) for shard in sharded.shards]
     with watch.stage("embed", rows, "chunks") as stage:
-        vectors = vectors_writer.write_all(sharded.shards, stage)
-    return entries_of(sharded, written, vectors), vectors
+        return vectors_writer.write_all(sharded.shards, stage)
 
 
 def entries_of(

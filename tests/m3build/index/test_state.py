@@ -8,6 +8,7 @@ import pytest
 
 from m3build.index import IndexState, train
 from m3build.index.library import load_faiss, one_thread
+from m3build.index.spec import EXACT_VECTORS
 from m3build.index.state import empty_index
 from m3build_formats.errors import CorruptError, InputError, UsageError
 
@@ -63,6 +64,21 @@ def test_lists_probed_are_as_few_as_the_recall_allows() -> None:
     assert few.probes <= 2
     assert few.probes < every.probes <= 8
     assert train("IVF8,Flat", 400, clustered).probes >= 1
+
+
+def test_auto_has_lists_only_where_most_of_them_need_not_be_probed() -> None:
+    centres = np.eye(DIM, dtype=np.float32)[:8] * 10
+    near = np.repeat(centres, 50, axis=0) + np.random.default_rng(1).standard_normal((400, DIM)) * 0.1
+    clustered = np.random.default_rng(2).permutation(near).astype(np.float16)
+    many = EXACT_VECTORS + 1
+    narrowed = train("auto", many, clustered, clustered[:50].astype(np.float32))
+    assert narrowed.spec.lists == 100
+    assert 2 * narrowed.probes <= 100
+    scattered = vectors(400), -vectors(50, 3).astype(np.float32)
+    assert 2 * train("IVF512,SQfp16", many, *scattered).probes > 100
+    whole = train("auto", many, *scattered)
+    assert (str(whole.spec), whole.probes, whole.centroids.shape) == ("SQfp16", 0, (0, DIM))
+    assert IndexState.from_arrays(whole.to_arrays()).spec == whole.spec
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.8, 0.98])

@@ -125,12 +125,12 @@ def test_a_stopped_build_goes_on_and_ends_in_the_same_bytes(
     original = build_module.MemoryWriter.write
     calls = 0
 
-    def stop_in_the_middle(self: Any, shard: Any, stage: Any) -> Any:
+    def stop_in_the_middle(self: Any, shard: Any, *others: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return original(self, shard, stage)
+        return original(self, shard, *others)
 
     monkeypatch.setattr(build_module.MemoryWriter, "write", stop_in_the_middle)
     with pytest.raises(KeyboardInterrupt):

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from m3build.bank import open_bank
 from m3build.embed.lexical import LexicalEmbedder
-from m3build.embed.ngrams import batches, count_ngrams
+from m3build.embed.ngrams import count_ngrams, fold
 from m3build.pipeline import build as build_module
 from m3build.pipeline.drift_report import JUDGED_REFERENCES, Figure
 from m3build_cli.compile_text import describe_result
@@ -115,12 +115,15 @@ def relative_errors(bank: Path, model: Path, ids: list[str]) -> list[float]:
     return [float(error / reference) for error, reference in sums]
 
 
+def buckets_of(text: str) -> list[int]:
+    """The buckets of a text's n-grams, each once."""
+    return count_ngrams([fold(text)]).buckets.tolist()
+
+
 def weights_by_hand(counted_on: list[str], texts: list[str]) -> float:
     """The mean weight of an n-gram, in plain Python."""
-    (folded,) = batches(counted_on)
-    frequency = Counter(count_ngrams(folded).buckets.tolist())
-    (folded,) = batches(texts)
-    found = [frequency[bucket] for bucket in count_ngrams(folded).buckets.tolist()]
+    frequency = Counter(bucket for text in counted_on for bucket in buckets_of(text))
+    found = [frequency[bucket] for text in texts for bucket in buckets_of(text)]
     total = len(counted_on)
     return sum(log(1 + (total - df + 0.5) / (df + 0.5)) for df in found) / len(found)
 
@@ -234,10 +237,8 @@ def test_the_weight_at_training_leaves_each_text_out_once() -> None:
     for text in texts:
         others = Counter[int]()
         for other in texts:
-            (folded,) = batches([other])
-            others.update(count_ngrams(folded).buckets.tolist() if other is not text else [])
-        (folded,) = batches([text])
-        for bucket in count_ngrams(folded).buckets.tolist():
+            others.update(buckets_of(other) if other is not text else [])
+        for bucket in buckets_of(text):
             df = others[bucket]
             total += log(1 + (len(texts) - 1 - df + 0.5) / (df + 0.5))
             pairs += 1

@@ -472,12 +472,12 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_bytes(
     original = merge_module.MemoryWriter.write
     calls = 0
 
-    def stop_in_the_middle(self: Any, shard: Any, stage: Any) -> Any:
+    def stop_in_the_middle(self: Any, shard: Any, *others: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return original(self, shard, stage)
+        return original(self, shard, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(merge_module.MemoryWriter, "write", stop_in_the_middle)

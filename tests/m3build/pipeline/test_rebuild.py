@@ -210,13 +210,13 @@ def stop_at_shard(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     original = build_module.MemoryWriter.write
     calls = 0
 
-    def stop(self: Any, shard: Any, stage: Any) -> Any:
+    def stop(self: Any, shard: Any, *others: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > number:
             monkeypatch.setattr(build_module.MemoryWriter, "write", original)
             raise KeyboardInterrupt
-        return original(self, shard, stage)
+        return original(self, shard, *others)
 
     monkeypatch.setattr(build_module.MemoryWriter, "write", stop)
 
