@@ -26,6 +26,7 @@ def spherical_kmeans(first: Floats, blocks: Callable[[], Iterable[Floats]], iter
     its vectors takes half of the largest. Same vectors, same bytes.
     """
     centroids = _normalized(np.array(first, np.float32))
+    del first
     with one_thread():
         for _ in range(iterations):
             sums = np.zeros_like(centroids)

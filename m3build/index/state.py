@@ -38,7 +38,7 @@ PROBE_NEIGHBOURS = 10
 PROBE_QUERIES = 256
 _MAX_DIM = 65_536
 _KMEANS_ITERATIONS = 10
-_BLOCK_ROWS = 256
+_BLOCK_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,10 +242,14 @@ def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Flo
             scores, rows = nearest_centroids(block, queries, min(neighbours, len(block)))
             query, place = np.nonzero(scores >= least)
             np.add.at(near, (query, lists[first + rows[query, place]]), 1)
-        _, order = nearest_centroids(state.centroids, queries, state.spec.lists)
-    found = np.minimum(np.take_along_axis(near, order, 1).cumsum(axis=1), neighbours) / neighbours
+        order = nearest_centroids(state.centroids, queries, state.spec.lists)[1]
+    # The neighbours in each list, the nearest list first.
+    near = np.take_along_axis(near, order, 1)
     probes = 1
-    while probes < state.spec.lists and float(found[:, probes - 1].mean()) < wanted:
+    while probes < state.spec.lists:
+        found = np.minimum(near[:, :probes].sum(axis=1), neighbours)
+        if float((found / neighbours).mean()) >= wanted:
+            break
         probes *= 2
     return min(probes, state.spec.lists)
 

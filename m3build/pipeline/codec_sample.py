@@ -15,6 +15,7 @@ from m3build.codec.encoder import TorchEncoder
 from m3build.codec.errors import measure_errors
 from m3build.encode import ReferenceEncoder
 from m3build.model import LoadedModel
+from m3build.pipeline.memory_stage import WINDOW_REFERENCES
 from m3build.pipeline.places import Drawn, by_shard
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.progress import Progress
@@ -58,25 +59,35 @@ def encode_sample(
     values = np.zeros_like(keys)
     positions = np.full((len(drawn), heads, slots), 255, np.uint8)
     asked = np.zeros((len(drawn), queries, group, heads, dim), np.float32) if queries else None
-    # As Python integers they would take ten times as much, and be most of what a large build needs.
+    layer_of = {layer: i for i, layer in enumerate(shape.memory_layers)}
+    layers = [layer_of[layer] for layer, _ in shape.heads]
+    with (
+        torch.inference_mode(),
+        ReferenceEncoder(model, batch_tokens=batch_tokens, queries=queries) as encoder,
+    ):
+        # The tokens of all would be small objects among the others that are there to stay, and leave holes.
+        for first in range(0, len(drawn), WINDOW_REFERENCES):
+            for batch in encoder.encode(_tokens(sharded, drawn[first : first + WINDOW_REFERENCES])):
+                found = [first + index for index in batch.indices]
+                keys[found] = batch.keys.float().cpu().numpy()
+                values[found] = batch.values.float().cpu().numpy()
+                positions[found] = batch.positions.cpu().numpy()
+                if asked is not None and batch.queries is not None:
+                    found_queries = batch.queries.float().cpu().numpy()
+                    for number, (layer, (_, head)) in enumerate(zip(layers, shape.heads, strict=True)):
+                        mine = found_queries[:, layer, head * group : (head + 1) * group]
+                        asked[found, :, :, number] = mine.transpose(0, 2, 1, 3)
+    return Sample(keys, values, positions, asked)
+
+
+def _tokens(sharded: ShardedCorpus, drawn: Drawn) -> list[array[int]]:
+    """Token ids of references, in the order of ``drawn``."""
+    # As Python integers they would take ten times as much.
     tokens = [array("I")] * len(drawn)
     for shard, rows, places in by_shard(drawn):
         for at, ids in zip(places, sharded.shards[shard].references(rows), strict=True):
             tokens[at] = array("I", ids.tobytes())
-    layer_of = {layer: i for i, layer in enumerate(shape.memory_layers)}
-    layers = [layer_of[layer] for layer, _ in shape.heads]
-    with torch.inference_mode():
-        for batch in ReferenceEncoder(model, batch_tokens=batch_tokens, queries=queries).encode(tokens):
-            found = list(batch.indices)
-            keys[found] = batch.keys.float().cpu().numpy()
-            values[found] = batch.values.float().cpu().numpy()
-            positions[found] = batch.positions.cpu().numpy()
-            if asked is not None and batch.queries is not None:
-                found_queries = batch.queries.float().cpu().numpy()
-                for number, (layer, (_, head)) in enumerate(zip(layers, shape.heads, strict=True)):
-                    mine = found_queries[:, layer, head * group : (head + 1) * group]
-                    asked[found, :, :, number] = mine.transpose(0, 2, 1, 3)
-    return Sample(keys, values, positions, asked)
+    return tokens
 
 
 def held_out_errors(codec: Codec, tested: Sample, model: LoadedModel, progress: Progress) -> dict[str, Any]:
