@@ -47,7 +47,12 @@ CALIBRATION = "calibration.json"
 @click.option("--documents", type=int, help="Held-out documents in the card's figures.  [default: all]")
 @click.option("--seed", default=0)
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-@click.option("--dtype", default="float32", help="float32, or bfloat16 where it is fast.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the passes; bfloat16 where that is fast. Weights are trained in float32.",
+)
 @click.option("--threads", type=int, help="Threads on a CPU.  [default: torch's own number]")
 @click.option("--force", is_flag=True, help="Go on to stage 2 even if the model cannot read anything yet.")
 def main(
@@ -76,7 +81,8 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    model = load_causal_model(name, device=device, dtype=dtype)
+    mixed = dtype == "bfloat16"
+    model = load_causal_model(name, device=device, dtype="float32")
     split = read_corpus(model, corpus, out)
     retrieval = Retrieval(split, model)
 
@@ -95,7 +101,7 @@ def main(
             if found is None or found.recommended is None:
                 batches = Batches(model, split, retrieval, rows, context, seed, warm_up_steps)
                 schedule = Schedule(warm_up_steps, warm_up_rate)
-                stage = Stage("warm-up", schedule, batches.warm_up, every, muon=True)
+                stage = Stage("warm-up", schedule, batches.warm_up, every, muon=True, mixed=mixed)
                 train(model, stage, warm_up, log, lambda: copying(model, repeats))
                 found = calibrate(model, repeats, texts)
             if found.recommended is None and not force:
@@ -126,7 +132,13 @@ def main(
     model = shaped(model)
     watched = HeldOut(model, split, retrieval, context, WATCHED_DOCUMENTS)
     batches = Batches(model, split, retrieval, rows, context, seed, steps=steps, memory=not control)
-    stage = Stage("control" if control else "with memory", Schedule(steps, rate), batches.with_memory, every)
+    stage = Stage(
+        "control" if control else "with memory",
+        Schedule(steps, rate),
+        batches.with_memory,
+        every,
+        mixed=mixed,
+    )
     train(model, stage, out / "checkpoint", log, lambda: watched.means(WATCHED))
     model.model.save_pretrained(out)
     model.tokenizer.save_pretrained(out)
@@ -135,7 +147,7 @@ def main(
     draw(out)
 
     # The figures, beside those of the model as it was given.
-    given = shaped(load_causal_model(name, device=device, dtype=dtype))
+    given = shaped(load_causal_model(name, device=device, dtype="float32"))
     figures = [
         figures_of(out / name, HeldOut(which, split, retrieval, context, documents))
         for name, which in (("given.json", given), ("figures.json", model))

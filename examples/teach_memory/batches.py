@@ -9,6 +9,7 @@ Contexts are cut from all documents in a row, each once before any comes again.
 Stage 2 is training with memory (Memory³ §3.6). What a row reads is drawn by these shares:
 
 - ``retrieved``: each query chunk reads what the chunk before it retrieved, and what the four before that did;
+  a model that reads continuations (RETRO's) reads them in half of these rows;
 - ``earlier``: memories of the document's own earlier text, which is no longer in the context;
 - ``passage``: the same as retrieved, but the first reference of each chunk holds the chunk itself. It cannot
   happen in use, and teaches reading at once;
@@ -43,6 +44,9 @@ KINDS = ("retrieved", "earlier", "passage", "nothing")
 # helps comes first, what is read in use last.
 SHARES = ((0.4, (0.35, 0.4, 0.15, 0.1), 0.0), (1.0, (0.65, 0.15, 0.1, 0.1), 0.5))
 READ_BACK = 5
+# How many of the rows that read what was retrieved do it as the model will, if it reads continuations: five
+# references by the chunk before, each that is found followed by what its document goes on with.
+IN_USE = 0.5
 PLAIN_EVERY = 5
 PIECE_SIZES = (8, 16, 32)
 # Of the warm-up: until which share of its steps, lengths of contexts, and whether passages are repeated.
@@ -178,10 +182,14 @@ class Batches:
             return [[(number, ids) for ids in earlier_references(document, start, size)]] * chunks
         first = start // PIECE
         found = self._retrieval.best(document, slice(first, first + chunks - 1), number)
+        in_use = kind == "retrieved" and self._model.shape.continuations and random.random() < IN_USE
         read = []
         for chunk in range(chunks):
             before = found[max(0, chunk - READ_BACK) : chunk][::-1]
-            fitting = [best[0] for best in before if best]
+            if in_use:
+                fitting = self._retrieval.continued(before[0], document)[:READ_BACK] if before else []
+            else:
+                fitting = [best[0] for best in before if best]
             references = [(self._split.owners[n], self._split.references[n]) for n in fitting]
             if kind == "passage":
                 own = max(0, start + chunk * PIECE - random.randrange(size - PIECE + 1))

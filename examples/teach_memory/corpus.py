@@ -163,6 +163,21 @@ class Retrieval:
             for row in order
         ]
 
+    def continued(self, found: Sequence[int], document: list[int]) -> list[int]:
+        """Numbers of references, each followed by the one with which its document goes on; none twice, and
+        none that overlaps with ``document`` by more than 90 %."""
+        numbers: dict[int, None] = {}
+        for number in found:
+            numbers[number] = None
+            after = number + 1
+            if (
+                after < len(self._split.owners)
+                and self._split.owners[after] == self._split.owners[number]
+                and not overlaps(document, self._split.references[after], MOST_OVERLAP)
+            ):
+                numbers[after] = None
+        return list(numbers)
+
 
 def first_places(scores: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
     """Numbers of the ``count`` highest scores, the highest first, of equal ones the lower number; without

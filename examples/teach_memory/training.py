@@ -44,14 +44,15 @@ class Schedule:
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A stage of training: its name, how long and fast, its batches by step, after how many steps the
-    held-out documents are looked at and a checkpoint is written, and whether Muon trains the matrices of the
-    blocks."""
+    held-out documents are looked at and a checkpoint is written, whether Muon trains the matrices of the
+    blocks, and whether passes are ``mixed``, their matrix products in bfloat16."""
 
     name: str
     schedule: Schedule
     batch: Callable[[int], Batch]
     every: int = 100
     muon: bool = False
+    mixed: bool = False
 
 
 def train(
@@ -69,7 +70,9 @@ def train(
                 group["lr"] = stage.schedule.at(step)
         batch = stage.batch(step)
         model.model.train()
-        loss = mean_loss(model, batch)
+        # Weights, gradients and moments stay float32: a step is often too small for a bfloat16 weight.
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=stage.mixed):
+            loss = mean_loss(model, batch)
         model.model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.model.parameters(), 1.0)

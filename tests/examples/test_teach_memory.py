@@ -4,6 +4,7 @@ documents each of which is made of ten words of its own."""
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -171,6 +172,53 @@ def test_nothing_that_a_row_reads_was_retrieved_with_text_after_it(
     assert read[0] == []
 
 
+def test_a_model_that_reads_continuations_reads_them_in_some_rows_as_it_will_in_use(
+    model_directory: Path, corpus: Path
+) -> None:
+    class Sure(Random):
+        def random(self) -> float:
+            return 0.0
+
+    _, without = _prepared(model_directory, corpus)
+    model, batches = _prepared(model_directory, corpus, continuations=True)
+    split = read_corpus(model, [str(corpus)])
+    found = Retrieval(split, model).best(split.train[0], owner=0)
+    expected: list[int] = []
+    for number in found[1]:
+        goes_on = number + 1 < len(split.owners) and split.owners[number + 1] == split.owners[number]
+        expected += [n for n in (number, number + goes_on) if n not in expected]
+    assert any(after == before + 1 for before, after in pairwise(expected[:READ_BACK]))
+    read = batches._read("retrieved", 0, 0, 3, Sure(0))
+    assert read[2] == [(split.owners[n], split.references[n]) for n in expected[:READ_BACK]]
+    assert read[0] == []
+    assert without._read("retrieved", 0, 0, 3, Sure(0))[2] != read[2]
+
+
+def test_passes_in_bfloat16_train_weights_in_float32(
+    model_directory: Path, corpus: Path, tmp_path: Path
+) -> None:
+    model, batches = _prepared(model_directory, corpus)
+    types = set()
+
+    def listen(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
+        types.add(output.dtype)
+
+    layer = model.base.layers[0]
+    layer.mlp.up_proj.register_forward_hook(listen)
+    # Steps of a millionth, where bfloat16 has nothing between 1 and 1.0078.
+    train(
+        model,
+        Stage("with memory", Schedule(2, 1e-6), batches.with_memory, mixed=True),
+        tmp_path,
+        _unheard,
+        dict,
+    )
+    assert types == {torch.bfloat16}
+    moved = (layer.input_layernorm.weight.detach() - 1).abs()
+    assert layer.input_layernorm.weight.dtype == torch.float32
+    assert 0 < float(moved.max()) < 1e-4
+
+
 def test_half_of_the_rows_read_references_that_tell_nothing_of_their_document(
     model_directory: Path, corpus: Path
 ) -> None:
@@ -281,11 +329,18 @@ def test_muon_steps_in_the_direction_of_the_nearest_orthogonal_matrix(shape: tup
     assert (cosine > 0.95).all()
 
 
+def _unheard(entry: dict[str, Any]) -> None:
+    """A log that nobody reads."""
+
+
 def _prepared(
-    directory: Path, corpus: Path, warm_up_steps: int = 0, rows: int = 4
+    directory: Path, corpus: Path, warm_up_steps: int = 0, rows: int = 4, continuations: bool = False
 ) -> tuple[CausalModel, Batches]:
     model = load_causal_model(str(directory), dtype="float32", device="cpu")
-    model = model.shaped(ShapeRequest(memory_layers=[1], sparse_tokens=8, reference_tokens=REFERENCE))
+    shape = ShapeRequest(
+        memory_layers=[1], sparse_tokens=8, reference_tokens=REFERENCE, continuations=continuations
+    )
+    model = model.shaped(shape)
     split = read_corpus(model, [str(corpus)])
     return model, Batches(model, split, Retrieval(split, model), rows, 65, 0, warm_up_steps)
 
