@@ -126,6 +126,7 @@ def main(
                 reference_tokens=own.reference_tokens,
                 reference_bos=own.reference_bos,
                 selection=own.selection,
+                continuations=own.continuations,
             )
         )
 

@@ -173,5 +173,5 @@ def _resume(model: CausalModel, optimizers: Sequence[torch.optim.Optimizer], che
                 for key, value in moments.items():
                     moment, _, name = key.partition("/")
                     if name == of[id(own)]:
-                        optimizer.state[own][moment] = value.to(own.device if value.ndim else "cpu")
+                        optimizer.state[own][moment] = value.to(own) if value.ndim else value
     return step

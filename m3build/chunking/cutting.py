@@ -89,7 +89,7 @@ class Chunker:
     def cut_many(self, documents: Iterable[Document]) -> Iterator[tuple[Document, list[Chunk]]]:
         """Each document with its chunks, in order, as ``cut`` gives them; faster for short documents.
 
-        Reads ahead by 256 documents or about two million characters at most.
+        Reads ahead by 256 documents or about 260,000 characters at most.
         """
         for group in groups_of(documents):
             yield from zip(group, self._cut_group(group), strict=True)

@@ -6,7 +6,14 @@ search them.
 
 from m3build.index.parts import Part, build_part, open_part, write_part
 from m3build.index.searching import Found, PartedIndex, exact_search, measure_recall
-from m3build.index.spec import IndexSpec, choose_spec, parse_spec, sample_size, stored_bytes
+from m3build.index.spec import (
+    IndexSpec,
+    check_dimensions,
+    choose_spec,
+    parse_spec,
+    sample_size,
+    stored_bytes,
+)
 from m3build.index.state import IndexState, train
 from m3build.index.vector_file import VectorFile
 
@@ -18,6 +25,7 @@ __all__ = [
     "PartedIndex",
     "VectorFile",
     "build_part",
+    "check_dimensions",
     "choose_spec",
     "exact_search",
     "measure_recall",

@@ -39,7 +39,6 @@ def spherical_kmeans(first: Floats, blocks: Callable[[], Iterable[Floats]], iter
                 counts[found] += sizes
             _divide_largest(sums, counts)
             centroids = _normalized(sums)
-            del sums
     return centroids
 
 

@@ -114,7 +114,7 @@ def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int3
     at = 0
     for block in blocks():
         nearest = nearest_centroids(state.centroids, block.astype(np.float32), 1)[1][:, 0]
-        assigned[at : at + len(block)] = nearest[: rows - at]
+        assigned[at : at + len(block)] = nearest[: max(0, rows - at)]
         at += len(block)
     _refuse_other_count(rows, at)
     return assigned

@@ -119,10 +119,11 @@ def measure_recall(
         query, place = np.nonzero(here & (approximate.rows < start + len(block)))
         row = approximate.rows[query, place] - start
         same = rows[query] == row[:, None]
-        own = np.einsum("ij,ij->i", queries[query], block[row])
         # A row that is among the nearest has the score it has there, to the last bit.
-        among = np.take_along_axis(scores[query], same.argmax(axis=1)[:, None], axis=1)[:, 0]
-        scores_of_found[query, place] = np.where(same.any(axis=1), among, own)
+        own = np.take_along_axis(scores[query], same.argmax(axis=1)[:, None], axis=1)[:, 0]
+        other = np.flatnonzero(~same.any(axis=1))
+        own[other] = np.einsum("ij,ij->i", queries[query[other]], block[row[other]])
+        scores_of_found[query, place] = own
     if not true.size:
         return 1.0
     worst = true.min(axis=1, keepdims=True)

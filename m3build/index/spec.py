@@ -6,10 +6,11 @@ Design choices:
   writing and in reading.
 - Vectors reach the index as float16 values, so ``SQfp16`` holds them without loss at half of ``Flat``'s size:
   it is what "exact" means here.
-- ``auto`` is exact up to ``EXACT_VECTORS`` vectors in the bank, then IVF. An exact scan of a million vectors
-  takes a core some 75 ms, and short questions need most lists of an IVF index over lexical vectors (64 of 256
-  lists found .79 of what exact search did among the best ten), so IVF pays late. Its number of lists is
-  fixed, so that training it costs no more for a larger bank; ask for more lists by name.
+- ``auto`` is exact up to ``EXACT_VECTORS`` vectors in the bank, then IVF where training finds that half of
+  the lists or fewer need be probed. An exact scan of a million vectors takes a core some 75 ms, and short
+  questions need most lists of an IVF index over lexical vectors (64 of 256 lists found .79 of what exact
+  search did among the best ten), so IVF pays late or never. Its number of lists is fixed, so that training it
+  costs no more for a larger bank; ask for more lists by name.
 - HNSW costs memory and depends on the order of its vectors: only on request.
 """
 
@@ -86,13 +87,20 @@ def parse_spec(text: str) -> IndexSpec:
 
 
 def choose_spec(text: str, vectors: int) -> IndexSpec:
-    """The spec that ``--index`` means for a bank of so many vectors. Raises UsageError for a string that is
-    not allowed."""
+    """The spec that ``--index`` means for a bank of so many vectors; ``auto`` has no lists where training
+    finds that most would be probed (see :func:`m3build.index.state.train`). Raises UsageError for a string
+    that is not allowed."""
     if text != "auto":
         return parse_spec(text)
     if vectors <= EXACT_VECTORS:
         return IndexSpec("SQfp16")
     return IndexSpec("SQfp16", AUTO_LISTS)
+
+
+def check_dimensions(spec: IndexSpec, dim: int) -> None:
+    """Raise UsageError for an index that vectors of so many dimensions cannot have."""
+    if spec.storage == "PQ" and dim % spec.m:
+        raise UsageError(f"index {spec}: {dim} dimensions cannot be divided into {spec.m} equal parts")
 
 
 def sample_size(spec: IndexSpec) -> int:

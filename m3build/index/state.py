@@ -28,7 +28,15 @@ import numpy.typing as npt
 from m3build.index.kmeans import spherical_kmeans
 from m3build.index.library import load_faiss, one_thread
 from m3build.index.nearest import Floats, nearest_centroids
-from m3build.index.spec import PQ_BITS, PQ_SAMPLE, IndexSpec, choose_spec, parse_spec, sample_size
+from m3build.index.spec import (
+    PQ_BITS,
+    PQ_SAMPLE,
+    IndexSpec,
+    check_dimensions,
+    choose_spec,
+    parse_spec,
+    sample_size,
+)
 from m3build.index.vector_file import Vectors
 from m3build_formats.errors import CorruptError, InputError, UsageError
 
@@ -135,8 +143,7 @@ def train(
 
     chosen = choose_spec(spec, vectors)
     dim = sample.shape[1]
-    if chosen.storage == "PQ" and dim % chosen.m:
-        raise UsageError(f"index {chosen}: {dim} dimensions cannot be divided into {chosen.m} equal parts")
+    check_dimensions(chosen, dim)
     number = min(len(sample), sample_size(chosen))
     chosen = _shrink(chosen, number)
     centroids, tables = np.zeros((0, dim), np.float32), np.zeros(0, np.float32)
@@ -240,8 +247,15 @@ def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Flo
         least = worst - 1e-5 * np.abs(worst)
         for first, block in _blocks(sample, number):
             scores, rows = nearest_centroids(block, queries, min(neighbours, len(block)))
+            # Of these queries there may be more (one without any n-gram ties with every vector).
+            more = np.flatnonzero((scores[:, -1:] >= least)[:, 0] & (scores.shape[1] < len(block)))
+            scores[more] = -np.inf
             query, place = np.nonzero(scores >= least)
             np.add.at(near, (query, lists[first + rows[query, place]]), 1)
+            if len(more):
+                scores, rows = nearest_centroids(block, queries[more], len(block))
+                query, place = np.nonzero(scores >= least[more])
+                np.add.at(near, (more[query], lists[first + rows[query, place]]), 1)
         order = nearest_centroids(state.centroids, queries, state.spec.lists)[1]
     # The neighbours in each list, the nearest list first.
     near = np.take_along_axis(near, order, 1)

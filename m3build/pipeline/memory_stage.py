@@ -148,7 +148,7 @@ def finished_memories(ledger: Ledger, code_key: str) -> Iterator[tuple[FileEntry
 
 class MemoryWriter:
     """Writes the memories of shards one after the other; ``counts`` says how many references were encoded,
-    reused, repeated and left cold. If it does not ``encode``, those that are stored nowhere are left cold.
+    reused, repeated and left cold. Unless the build ``encodes``, those that are stored nowhere are left cold.
     """
 
     def __init__(
@@ -178,8 +178,11 @@ class MemoryWriter:
     def write(self, shard: StagedShard, stage: Stage, encode: Encode | None) -> FileEntry | None:
         """Memories of a shard, rows as in its chunks; None where all of them are cold. Shards must come in
         order, for later ones copy from earlier ones. ``encode`` is not kept: it has buffers that what comes
-        after encoding should not find.
+        after encoding should not find. Raises ValueError if it is given to a build that does not encode, or
+        not to one that does.
         """
+        if (encode is not None) != self.encodes:
+            raise ValueError("what encodes references is for builds that do")
         key = piece_key("memories", {"code_key": self._code_key, "chunks": shard.chunks.sha256})
         entry = self._finished(key, shard)
         if entry is None:

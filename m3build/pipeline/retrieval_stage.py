@@ -9,7 +9,7 @@ from m3build.config import RunOptions, Settings
 from m3build.embed import Embedder, load_embedder, make_embedder
 from m3build.embed.base import Arrays
 from m3build.embed.lexical import NAME as LEXICAL
-from m3build.index import IndexState, choose_spec
+from m3build.index import IndexState, check_dimensions, choose_spec
 from m3build.pipeline.shard_stage import ShardedCorpus
 from m3build.pipeline.vector_stage import FIT_REFERENCES, sample_texts, train_index
 from m3build.progress import Progress, Stage
@@ -31,10 +31,10 @@ class PreparedRetrieval:
 
 def check_retrieval(settings: Settings, run: RunOptions) -> None:
     """Find what is wrong with embedder and index asked for before any work is done. Raises UsageError."""
-    choose_spec(settings.index, 0)
+    spec = choose_spec(settings.index, 0)
     if run.embedder_from is not None:
         read_manifest(run.embedder_from)
-    make_embedder(settings.embedder)
+    check_dimensions(spec, make_embedder(settings.embedder).dim)
 
 
 def prepare_retrieval(

@@ -4,6 +4,7 @@ documents each of which is made of ten words of its own."""
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -97,6 +98,19 @@ def test_the_recipe_teaches_a_model_to_read(model_directory: Path, corpus: Path,
     assert "gain: earlier" in (tmp_path / "README.md").read_text(encoding="utf-8")
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [120, 240]
+
+
+def test_a_model_that_reads_continuations_still_does_when_it_is_taught(
+    model_directory: Path, corpus: Path, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(model_directory, given)
+    facts = {"reference_tokens": REFERENCE, "continuations": True}
+    (given / "memory3.json").write_text(json.dumps(facts), encoding="utf-8")
+    options = {"memory-layers": "1", "steps": 2, "documents": 8, "dtype": "bfloat16"}
+    _run(given, corpus, tmp_path / "taught", **options)
+    assert read_memory3(tmp_path / "taught")["continuations"] is True
+    assert load_file(tmp_path / "taught" / "model.safetensors")["lm_head.weight"].dtype == torch.float32
 
 
 def test_a_model_that_reads_nothing_is_refused_for_stage_two(

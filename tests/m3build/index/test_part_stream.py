@@ -72,6 +72,9 @@ def test_another_number_of_vectors_than_said_is_refused(spec: str, rows: int) ->
     state = train(spec, 10_000, vectors(4000, 1))
     with pytest.raises(ValueError, match=f"100 vectors for an index of {rows}"):
         write_part(state, lambda: [vectors(100)], rows, lambda _: None)
+    # More than a block too many.
+    with pytest.raises(ValueError, match=f"700 vectors for an index of {rows}"):
+        write_part(state, lambda: [vectors(700)], rows, lambda _: None)
 
 
 def test_an_empty_index_that_faiss_writes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,17 @@ def test_lists_probed_are_as_few_as_the_recall_allows() -> None:
     assert train("IVF8,Flat", 400, clustered).probes >= 1
 
 
+def test_queries_that_tie_with_every_vector_need_no_more_lists() -> None:
+    centres = np.eye(DIM, dtype=np.float32)[:8] * 10
+    near = np.repeat(centres, 50, axis=0) + np.random.default_rng(1).standard_normal((400, DIM)) * 0.1
+    clustered = np.random.default_rng(2).permutation(near).astype(np.float16)
+    queries = clustered[:50].astype(np.float32)
+    few = train("IVF8,Flat", 400, clustered, queries)
+    # What has no n-gram is the zero vector: any ten vectors are its nearest, those of its first list too.
+    queries[:25] = 0
+    assert train("IVF8,Flat", 400, clustered, queries).probes == few.probes
+
+
 def test_auto_has_lists_only_where_most_of_them_need_not_be_probed() -> None:
     centres = np.eye(DIM, dtype=np.float32)[:8] * 10
     near = np.repeat(centres, 50, axis=0) + np.random.default_rng(1).standard_normal((400, DIM)) * 0.1

@@ -16,6 +16,7 @@ from m3build.api import compile as compile_bank
 from m3build.bank import open_bank
 from m3build.config import CompileOptions, RunOptions
 from m3build.pipeline import build as build_module
+from m3build.pipeline import vector_stage
 from m3build.pipeline.planning import plan_build
 from m3build_formats.bank import list_versions, read_manifest
 from m3build_formats.errors import InputError, MismatchError, UsageError
@@ -398,3 +399,38 @@ def test_auto_is_the_codec_that_memory3_json_names_if_it_names_one(
     (model / "memory3.json").write_text('{"codec": "PQ3x4"}', encoding="utf-8")
     with pytest.raises(UsageError, match="PQ3x4"):
         again(corpus, tmp_path / "third", model)
+
+
+def test_an_index_that_the_vectors_cannot_have_is_refused_before_anything_is_done(
+    corpus: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    with pytest.raises(UsageError, match="512 dimensions cannot be divided into 7 equal parts"):
+        build(corpus, tmp_path / "bank", tiny_llama, index="IVF2,PQ7")
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize(("index", "only_small"), [("auto", True), ("HNSW4", False)])
+def test_recall_is_measured_on_small_parts_unless_their_size_makes_a_difference(
+    index: str,
+    only_small: bool,
+    corpus: Path,
+    tmp_path: Path,
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[int] = []
+    original = vector_stage.open_part
+
+    def open_part(state: Any, buffer: Any, rows: int) -> Any:
+        opened.append(rows)
+        return original(state, buffer, rows)
+
+    monkeypatch.setattr(vector_stage, "open_part", open_part)
+    sizes = sorted(shard.rows for shard in build(corpus, tmp_path / "first", tiny_llama).manifest.shards)
+    assert sorted(opened) == sizes, "a small bank is measured whole"
+    monkeypatch.setattr(vector_stage, "RECALL_PART_ROWS", sizes[-1] - 1)
+    opened.clear()
+    result = build(corpus, tmp_path / "second", tiny_llama, index=index)
+    assert sorted(opened) == ([rows for rows in sizes if rows < sizes[-1]] if only_small else sizes)
+    assert opened
+    assert result.manifest.index["recall"] > 0.9
