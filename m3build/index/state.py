@@ -135,9 +135,8 @@ def train(
     texts alone, at most ``sample_size(choose_spec(spec, vectors))`` of them are used; ``queries``: float32
     (q, dim), what searches will look like (the last of the sample if None); with IVF the fewest lists (a
     power of two) are probed that find ``probe_recall`` of the true ten nearest sample vectors; ``auto`` is
-    without lists where that takes more than half of them. Raises
-    UsageError for a spec that is not allowed or does not fit the dimensions, InputError for vectors that are
-    not finite.
+    without lists where that takes more than half of them. Raises UsageError for a spec that is not allowed or
+    does not fit the dimensions, InputError for vectors that are not finite.
     """
     faiss = load_faiss()
 
