@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3build.index.library import one_thread
-from m3build.index.nearest import Floats, nearest_centroids
+from m3build.index.nearest import Floats, nearest_vectors
 
 # By how much the two halves of a divided cluster differ at first.
 _SHIFT = 1 / 1024
@@ -25,14 +25,13 @@ def spherical_kmeans(first: Floats, blocks: Callable[[], Iterable[Floats]], iter
     ``blocks`` gives all vectors, float32 (any, dim) each, as often as it is called. A cluster that loses all
     its vectors takes half of the largest. Same vectors, same bytes.
     """
-    centroids = _normalized(np.array(first, np.float32))
-    del first
+    centroids = _normalized(first.copy())
     with one_thread():
         for _ in range(iterations):
             sums = np.zeros_like(centroids)
             counts = np.zeros(len(centroids), np.int64)
             for block in blocks():
-                nearest = nearest_centroids(centroids, block, 1)[1][:, 0]
+                nearest = nearest_vectors(centroids, block, 1)[1][:, 0]
                 order = np.argsort(nearest, kind="stable")
                 found, begins, sizes = np.unique(nearest[order], return_index=True, return_counts=True)
                 sums[found] += np.add.reduceat(block[order], begins, axis=0)

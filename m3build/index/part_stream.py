@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3build.index.library import load_faiss, one_thread
-from m3build.index.nearest import nearest_centroids
+from m3build.index.nearest import nearest_vectors
 from m3build.index.state import IndexState, empty_index
 
 # Lists are collected so many bytes at a time, with a pass over the vectors each; more of a large part, or the
@@ -110,13 +110,11 @@ def _write_lists(
 
 def _assign(state: IndexState, blocks: Blocks, rows: int) -> npt.NDArray[np.int32]:
     """The list of each vector."""
-    assigned = np.empty(rows, np.int32)
-    at = 0
-    for block in blocks():
-        nearest = nearest_centroids(state.centroids, block.astype(np.float32), 1)[1][:, 0]
-        assigned[at : at + len(block)] = nearest[: max(0, rows - at)]
-        at += len(block)
-    _refuse_other_count(rows, at)
+    nearest = (nearest_vectors(state.centroids, block.astype(np.float32), 1)[1] for block in blocks())
+    assigned: npt.NDArray[np.int32] = np.concatenate(
+        [np.empty(0, np.int32), *(which[:, 0].astype(np.int32) for which in nearest)]
+    )
+    _refuse_other_count(rows, len(assigned))
     return assigned
 
 

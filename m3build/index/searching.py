@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3build.index.library import load_faiss
-from m3build.index.nearest import Floats, nearest_centroids
+from m3build.index.nearest import Floats, nearest_vectors
 from m3build.index.parts import Part
 from m3build.index.state import IndexState, highest
 from m3build_formats.errors import CorruptError
@@ -57,7 +57,7 @@ class PartedIndex:
         if not len(queries) or k < 1:
             return found
         state = self._state
-        probed = nearest_centroids(state.centroids, queries, state.probes) if state.spec.lists else None
+        probed = nearest_vectors(state.centroids, queries, state.probes) if state.spec.lists else None
         for number, opener in enumerate(self._parts):
             part = opener()
             if not part.rows:
@@ -89,8 +89,10 @@ class PartedIndex:
 def exact_search(parts: Iterable[Iterable[npt.NDArray[np.float16]]], queries: Floats, k: int) -> Found:
     """The ``k`` nearest of all stored embeddings: parts in order, each as arrays float16 (any, dim). Reads
     everything, needs no index."""
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
     found = _nothing(len(queries))
-    for number, start, scores in _scored(parts, queries):
+    for number, start, block in _blocks(parts):
+        scores = queries @ block.T
         rows = np.broadcast_to(np.arange(start, start + scores.shape[1], dtype=np.int64), scores.shape)
         found = _merge(found, _of_part(scores, rows, number), k)
     return found
@@ -113,7 +115,7 @@ def measure_recall(
     for number, start, block in _blocks(parts):
         # By FAISS, whose buffers are there since the parts were searched: those of NumPy's matrix product
         # would be 8 MiB beside a part.
-        scores, rows = nearest_centroids(block, queries, min(k, len(block)))
+        scores, rows = nearest_vectors(block, queries, min(k, len(block)))
         true = highest(np.concatenate([true, scores], axis=1), k)
         here = (approximate.parts == number) & (approximate.rows >= start)
         query, place = np.nonzero(here & (approximate.rows < start + len(block)))
@@ -128,15 +130,6 @@ def measure_recall(
         return 1.0
     worst = true.min(axis=1, keepdims=True)
     return float((scores_of_found >= worst - _TIE * np.abs(worst)).sum() / true.size)
-
-
-def _scored(
-    parts: Iterable[Iterable[npt.NDArray[np.float16]]], queries: Floats
-) -> Iterator[tuple[int, int, Floats]]:
-    """Part, first row and scores (n, rows) of every block of stored embeddings."""
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    for number, start, block in _blocks(parts):
-        yield number, start, queries @ block.T
 
 
 def _blocks(parts: Iterable[Iterable[npt.NDArray[np.float16]]]) -> Iterator[tuple[int, int, Floats]]:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from m3build.index.kmeans import spherical_kmeans
 from m3build.index.library import load_faiss, one_thread
-from m3build.index.nearest import Floats, nearest_centroids
+from m3build.index.nearest import Floats, nearest_vectors
 from m3build.index.spec import (
     PQ_BITS,
     PQ_SAMPLE,
@@ -236,26 +236,20 @@ def _choose_probes(state: IndexState, sample: Vectors, number: int, queries: Flo
     near = np.zeros((len(queries), state.spec.lists), np.int32)
     with one_thread():
         for first, block in _blocks(sample, number):
-            lists[first : first + len(block)] = nearest_centroids(state.centroids, block, 1)[1][:, 0]
+            lists[first : first + len(block)] = nearest_vectors(state.centroids, block, 1)[1][:, 0]
             # By FAISS, as everything here: NumPy's matrix product would keep 8 MiB of buffers of its own.
-            scores, _ = nearest_centroids(block, queries, min(neighbours, len(block)))
+            scores, _ = nearest_vectors(block, queries, min(neighbours, len(block)))
             best = highest(np.concatenate([best, scores], axis=1), neighbours)
         # Counted by score, so that a tie with the last true neighbour is no miss; the margin is float32's
         # rounding of a sum.
         worst = best.min(axis=1, keepdims=True)
         least = worst - 1e-5 * np.abs(worst)
         for first, block in _blocks(sample, number):
-            scores, rows = nearest_centroids(block, queries, min(neighbours, len(block)))
-            # Of these queries there may be more (one without any n-gram ties with every vector).
-            more = np.flatnonzero((scores[:, -1:] >= least)[:, 0] & (scores.shape[1] < len(block)))
-            scores[more] = -np.inf
+            # All of the block: a query without any n-gram ties with every vector.
+            scores, rows = nearest_vectors(block, queries, len(block))
             query, place = np.nonzero(scores >= least)
             np.add.at(near, (query, lists[first + rows[query, place]]), 1)
-            if len(more):
-                scores, rows = nearest_centroids(block, queries[more], len(block))
-                query, place = np.nonzero(scores >= least[more])
-                np.add.at(near, (more[query], lists[first + rows[query, place]]), 1)
-        order = nearest_centroids(state.centroids, queries, state.spec.lists)[1]
+        order = nearest_vectors(state.centroids, queries, state.spec.lists)[1]
     # The neighbours in each list, the nearest list first.
     near = np.take_along_axis(near, order, 1)
     probes = 1

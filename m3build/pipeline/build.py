@@ -173,7 +173,6 @@ def compile_bank(
         stored = None if settings.text_only and run.rebuild else old
         copied = memories_to_copy(stored, key, encoder is not None, writer, ledger, stack)
         memories = MemoryWriter(
-            encoder is not None,
             codec.row_bytes,
             codec.codec.row_bytes,
             key,
@@ -185,7 +184,7 @@ def compile_bank(
         )
         written = encode_shards(sharded, memories, encoder, watch)
         drift = None
-        if memories.encodes and kept is not None and retrieval is not None:
+        if encoder is not None and kept is not None and retrieval is not None:
             drift = measure_drift(
                 kept,
                 drift_limit,

@@ -148,12 +148,11 @@ def finished_memories(ledger: Ledger, code_key: str) -> Iterator[tuple[FileEntry
 
 class MemoryWriter:
     """Writes the memories of shards one after the other; ``counts`` says how many references were encoded,
-    reused, repeated and left cold. Unless the build ``encodes``, those that are stored nowhere are left cold.
+    reused, repeated and left cold. Those that are stored nowhere are left cold where none is encoded.
     """
 
     def __init__(
         self,
-        encodes: bool,
         row_bytes: int,
         codes_bytes: int,
         code_key: str,
@@ -163,7 +162,6 @@ class MemoryWriter:
         scratch: Path,
         ledger: Ledger,
     ) -> None:
-        self.encodes = encodes
         self._row_bytes = row_bytes
         self._codes_bytes = codes_bytes
         self._code_key = code_key
@@ -178,18 +176,15 @@ class MemoryWriter:
     def write(self, shard: StagedShard, stage: Stage, encode: Encode | None) -> FileEntry | None:
         """Memories of a shard, rows as in its chunks; None where all of them are cold. Shards must come in
         order, for later ones copy from earlier ones. ``encode`` is not kept: it has buffers that what comes
-        after encoding should not find. Raises ValueError if it is given to a build that does not encode, or
-        not to one that does.
+        after encoding should not find.
         """
-        if (encode is not None) != self.encodes:
-            raise ValueError("what encodes references is for builds that do")
         key = piece_key("memories", {"code_key": self._code_key, "chunks": shard.chunks.sha256})
-        entry = self._finished(key, shard)
+        entry = self._finished(key, shard, encode is not None)
         if entry is None:
             entry = self._make(shard, stage, encode)
             give_back_freed_memory()
             # A file with cold rows must not be taken for finished by a build that encodes.
-            if entry is not None and self.encodes:
+            if entry is not None and encode is not None:
                 self._ledger.put(
                     key,
                     {
@@ -204,10 +199,10 @@ class MemoryWriter:
         self._written.append(MemoryFile(self._data.path, entry) if entry is not None else None)
         return entry
 
-    def _finished(self, key: str, shard: StagedShard) -> FileEntry | None:
+    def _finished(self, key: str, shard: StagedShard, encodes: bool) -> FileEntry | None:
         if self._old is not None and (entry := self._old.of_shard(shard.chunks)):
             return entry
-        done = self._ledger.get(key) if self.encodes else None
+        done = self._ledger.get(key) if encodes else None
         if done is None:
             return None
         entry = FileEntry.from_json(done["entry"])

@@ -97,7 +97,6 @@ def merge_banks(
             raise InputError("nothing to merge: the banks hold no chunk that none of them excludes")
         cold = any(manifest.cold for manifest in manifests)
         memories = MemoryWriter(
-            not cold,
             first.row_bytes,
             first.row_codes_bytes,
             first.code_key,

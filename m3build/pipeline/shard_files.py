@@ -41,7 +41,7 @@ def encode_shards(
     rows = sum(shard.rows for shard in sharded.shards)
     with ExitStack() as encoding:
         encode = encoding.enter_context(encoder()) if encoder is not None else None
-        with watch.stage("encode" if memories.encodes else "keep", rows, "references") as stage:
+        with watch.stage("encode" if encode is not None else "keep", rows, "references") as stage:
             return [memories.write(shard, stage, encode) for shard in sharded.shards]
 
 
